@@ -1,1 +1,3 @@
-//! placeholder
+//! glaneur: a supervised scraping daemon. Barcodes in, one webhook per product out.
+
+pub mod model;
