@@ -1,3 +1,7 @@
 //! glaneur: a supervised scraping daemon. Barcodes in, one webhook per product out.
 
+pub mod failpoint;
+pub mod ledger;
 pub mod model;
+pub mod supervisor;
+pub mod telemetry;

@@ -1,0 +1,2 @@
+//! placeholder, filled below
+pub mod address;
