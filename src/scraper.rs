@@ -1,0 +1,4 @@
+//! Scrapers: one circuit, one visit at a time.
+
+pub mod pace;
+pub mod queue;
