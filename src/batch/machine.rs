@@ -164,6 +164,12 @@ impl Product {
         self.over || self.slots.iter().any(|slot| !matches!(slot.state, SlotState::Done(_)))
     }
 
+    /// Whether the outcome is decided, though perhaps not yet on disk.
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// Whether a scraper, or the queue, holds a visit of it.
     pub fn is_asked(&self) -> bool {
         self.slots.iter().any(|slot| matches!(slot.state, SlotState::Asked(_)))
     }

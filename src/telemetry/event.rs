@@ -68,6 +68,8 @@ events! {
     /// An actor failed too often, or may not be restarted; the process ends with its code.
     ActorEscalated = "actor_escalated", ERROR, "actor failed past its limit: the process ends"
         { actor: &'a str, failures: u64, detail: &'a str }
+    /// A thread panicked; its supervisor says what follows.
+    Panicked = "panicked", ERROR, "a part of the program panicked" { detail: &'a str, place: &'a str }
     /// A child did not end within its time to drain and was killed.
     ActorKilled = "actor_killed", WARN, "actor did not drain in time and was killed" { actor: &'a str }
 
