@@ -1,3 +1,5 @@
 //! glaneur: a supervised scraping daemon. Barcodes in, one webhook per product out.
 
+pub mod config;
 pub mod model;
+pub mod recipe;
