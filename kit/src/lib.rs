@@ -24,8 +24,10 @@ pub mod records;
 mod server;
 
 pub mod client;
+pub mod daemon;
 pub mod receiver;
 
+pub use daemon::{Config, Daemon};
 pub use gate::Gate;
 pub use receiver::Receiver;
 pub use trouble::{Because, Result, Trouble};

@@ -60,16 +60,31 @@ impl<T: Clone + fmt::Debug + Send + Sync> Records<T> {
         mut enough: impl FnMut(&[T]) -> bool + Send,
         within: Duration,
     ) -> Result<Vec<T>> {
+        self.wait_for(|all| enough(all).then(|| all.to_vec()), within).await
+    }
+
+    /// Waits until `find` finds something in the list, and gives that.
+    pub async fn wait_for<R: Send>(
+        &self,
+        mut find: impl FnMut(&[T]) -> Option<R> + Send,
+        within: Duration,
+    ) -> Result<R> {
         let mut list = self.all.subscribe();
-        match tokio::time::timeout(within, list.wait_for(|all| enough(all))).await {
-            Ok(found) => Ok(found.expect("self holds the sender").to_vec()),
-            Err(_) => Err(self.with(|all| {
+        let mut found = None;
+        let looked = list.wait_for(|all| {
+            found = find(all);
+            found.is_some()
+        });
+        // The sender cannot be gone, as `self` holds it: what ends this without a find is the time.
+        let _ = tokio::time::timeout(within, looked).await.map(|ended| ended.map(drop));
+        found.ok_or_else(|| {
+            self.with(|all| {
                 Trouble::new(format!(
                     "what was waited for did not come within {within:?}; {} records came, the last ones: {:#?}",
                     all.len(),
                     &all[all.len().saturating_sub(3)..],
                 ))
-            })),
-        }
+            })
+        })
     }
 }
