@@ -18,6 +18,7 @@
 
 mod trouble;
 
+mod form;
 pub mod gate;
 pub mod records;
 
@@ -25,9 +26,13 @@ mod server;
 
 pub mod client;
 pub mod daemon;
+pub mod magento;
 pub mod receiver;
+pub mod shop;
 
 pub use daemon::{Config, Daemon};
 pub use gate::Gate;
+pub use magento::Magento;
 pub use receiver::Receiver;
+pub use shop::{Catalogue, Shop, ShopKind, Shops};
 pub use trouble::{Because, Result, Trouble};
