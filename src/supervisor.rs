@@ -24,7 +24,6 @@ use tokio::time::Instant;
 use crate::batch;
 use crate::failpoint::{self, Point};
 use crate::ingress;
-use crate::ledger::LedgerHandle;
 use crate::ledger::actor::Ledger;
 use crate::ledger::store::Store;
 use crate::scraper;
@@ -106,9 +105,8 @@ impl DrainPlan {
 pub struct Parts {
     pub ledger: Ledger,
     pub store: Option<Box<dyn Store>>,
-    pub handle: LedgerHandle,
-    pub sender: webhook::Sender,
-    pub sender_arguments: webhook::Arguments,
+    pub webhook: webhook::Webhook,
+    pub webhook_handle: webhook::WebhookHandle,
     pub pool: scraper::pool::Pool,
     pub scrapers: scraper::ScrapersHandle,
     pub gear: Arc<Gear>,
@@ -116,7 +114,6 @@ pub struct Parts {
     pub batches_handle: batch::BatchesHandle,
     pub batches_arguments: batch::supervisor::Arguments,
     pub ingress: ingress::Ingress,
-    pub ingress_arguments: ingress::Arguments,
 }
 
 /// Why the root gives the process up.
@@ -247,10 +244,10 @@ impl State {
                 let gone = || SpawnErr::StartupFailed("the store is gone with the last ledger".into());
                 parts.ledger.start(parts.store.take().ok_or_else(gone)?, root).await
             }
-            Child::Sender => parts.sender.start(parts.sender_arguments.clone(), root).await,
+            Child::Sender => parts.webhook.start(root).await,
             Child::Scrapers => parts.pool.start(Arc::clone(&parts.gear), root).await,
             Child::Batches => parts.batches.start(parts.batches_arguments.clone(), root).await,
-            Child::Ingress => parts.ingress.start(parts.ingress_arguments.clone(), root).await,
+            Child::Ingress => parts.ingress.start(root).await,
         }
     }
 
@@ -292,7 +289,7 @@ impl State {
             }
         };
         tokio::join!(ingress, visits);
-        parts.sender.drain(plan.webhooks).await;
+        parts.webhook_handle.drain(plan.webhooks).await;
         for child in Child::START_ORDER.into_iter().rev() {
             self.stop(child).await;
         }

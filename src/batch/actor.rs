@@ -459,7 +459,7 @@ impl State {
             let is_over = matches!(view, Ok(Some(ref batch)) if batch.ended_at_ms.is_some());
             if !is_over {
                 // What our own lost claims hold goes back to the queue.
-                let _ = ledger.write(move |store| store.release_all(no, claim)).await;
+                let _ = ledger.write(move |store| store.release_older(no, Claim { incarnation: claim.incarnation + 1, ..claim })).await;
             }
             let _ = me.cast(Msg::LookedUp { is_over });
         });

@@ -10,7 +10,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-use super::circuit::{self, Circuit};
+use super::circuit::{self, Circuit, WearLimits, Worn};
 use super::fetch::FetchLimits;
 use super::pace::Pace;
 use super::queue::{Label, ShopLimits};
@@ -34,8 +34,7 @@ pub struct Gear {
     pub circuits: circuit::Settings,
     /// The epoch of the process: part of every SOCKS password.
     pub epoch: u64,
-    pub uses_max: u32,
-    pub age_max: Duration,
+    pub wear: WearLimits,
     pub fetch: FetchLimits,
     pub visit_deadline: Duration,
     pub extract: Limits,
@@ -129,8 +128,11 @@ impl Actor for ScraperActor {
 
 impl State {
     fn retire_if_worn(&mut self) {
-        let gear = &self.arguments.gear;
-        if let Some(reason) = self.circuit.worn(gear.uses_max, gear.age_max) {
+        if let Some(worn) = self.circuit.worn(&self.arguments.gear.wear, Instant::now()) {
+            let reason = match worn {
+                Worn::Age => "age",
+                Worn::Uses => "uses",
+            };
             Event::CircuitRetired { circuit: &self.circuit.id().to_string(), reason }.emit();
             self.circuit.rotate();
         }

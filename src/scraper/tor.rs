@@ -39,7 +39,7 @@ impl TorState {
 #[derive(Clone, Debug)]
 pub struct TorGate {
     state: watch::Sender<TorState>,
-    socks: SocketAddr,
+    socks: Arc<str>,
     born: Instant,
     /// Milliseconds after `born` at which a byte last came through a circuit.
     last_proof_ms: Arc<AtomicU64>,
@@ -48,7 +48,13 @@ pub struct TorGate {
 impl TorGate {
     pub fn new(socks: SocketAddr) -> Self {
         let state = watch::channel(TorState::Unknown).0;
+        let socks = socks.to_string().into();
         Self { state, socks, born: Instant::now(), last_proof_ms: Arc::default() }
+    }
+
+    /// `host:port` of the SOCKS port.
+    pub fn socks(&self) -> &str {
+        &self.socks
     }
 
     pub fn watch(&self) -> watch::Receiver<TorState> {
@@ -81,7 +87,7 @@ impl TorGate {
             true
         });
         if lost {
-            Event::TorLost { reason: &reason, socks: &self.socks.to_string() }.emit();
+            Event::TorLost { reason: &reason, socks: &self.socks }.emit();
         }
     }
 
@@ -92,7 +98,7 @@ impl TorGate {
             !was_there
         });
         if found {
-            Event::TorFound { socks: &self.socks.to_string() }.emit();
+            Event::TorFound { socks: &self.socks }.emit();
         }
     }
 
@@ -104,8 +110,8 @@ impl TorGate {
                 TorState::Unknown | TorState::There => None,
             };
             let look = match prove_with {
-                Some(host) => probe::probe_circuit(self.socks, &host, timeout).await,
-                None => probe::probe_port(self.socks, timeout).await,
+                Some(host) => probe::probe_circuit(&self.socks, &host, timeout).await,
+                None => probe::probe_port(&self.socks, timeout).await,
             };
             match look {
                 Ok(()) => self.find(),
