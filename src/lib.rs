@@ -5,3 +5,4 @@ pub mod ledger;
 pub mod model;
 pub mod supervisor;
 pub mod telemetry;
+pub mod webhook;
