@@ -172,9 +172,8 @@ fn gear(
 ) -> Result<Gear, Exit> {
     let tls = Tls::new(None).map_err(|error| complain_and(Exit::Escalated, format_args!("TLS: {error}")))?;
     let shops = config.enabled_sites().into_iter().map(|recipe| {
-        let shop =
-            Shop { interval: recipe.rate.interval(), concurrency: recipe.concurrency as u32, recipe: recipe.clone() };
-        (SiteName::from(recipe.name.as_str()), shop)
+        let name = SiteName::from(recipe.name.as_str());
+        (name, Shop::new(recipe))
     });
     let catalogue = config.catalogue.clone().map(|catalogue| CatalogueGear {
         limits: ShopLimits {
