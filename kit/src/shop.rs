@@ -248,8 +248,9 @@ impl Counter {
     /// What a shop in good order answers.
     fn document(&self, hit: &Hit, variant: Variant) -> Document {
         let decoy = || self.catalogue.product(DECOY).cloned().unwrap_or_else(|| Product::invented(DECOY));
+        let path = hit.path.split('?').next().unwrap_or_default();
         match (hit.purpose, variant) {
-            (Purpose::Other, _) => match hit.path.as_str() {
+            (Purpose::Other, _) => match path {
                 "/" => structure::other_page(200, "Accueil"),
                 _ => structure::other_page(404, "Page introuvable"),
             },
@@ -263,13 +264,10 @@ impl Counter {
             (Purpose::Search, Variant::Nothing) => self.kind.search_answer(&[], host(hit)),
             (Purpose::Page, Variant::Wrong) => self.kind.page(&decoy()),
             (Purpose::Page, Variant::Nothing) => structure::other_page(404, "Page introuvable"),
-            (Purpose::Page, Variant::Right) => {
-                let path = hit.path.split('?').next().unwrap_or_default();
-                match structure::product_at(&self.catalogue, path) {
-                    Some(product) => self.kind.page(product),
-                    None => structure::other_page(404, "Page introuvable"),
-                }
-            }
+            (Purpose::Page, Variant::Right) => match structure::product_at(&self.catalogue, path) {
+                Some(product) => self.kind.page(product),
+                None => structure::other_page(404, "Page introuvable"),
+            },
         }
     }
 
