@@ -65,7 +65,8 @@ pub async fn probe_circuit(socks: &str, name: &str, within: Duration) -> Result<
 fn exits_resolve(name: &str) -> bool {
     let name = name.trim_end_matches('.').to_ascii_lowercase();
     let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_ok();
-    let local = name == "localhost" || [".onion", ".exit", ".localhost"].iter().any(|end| name.ends_with(end));
+    let local =
+        name == "localhost" || [".onion", ".exit", ".localhost"].iter().any(|end| name.ends_with(end));
     !name.is_empty() && name.len() <= 255 && !address && !local
 }
 
@@ -112,7 +113,9 @@ async fn greet(socks: &str, credentials: &Credentials) -> Result<TcpStream, TorA
 pub(super) fn check_method(socks: &str, reply: [u8; 2]) -> Result<(), TorAway> {
     match reply {
         [0x05, 0x02] => Ok(()),
-        [0x05, 0x00] => Err(TorAway::new(format!("{socks} wants no password, so circuits would not be isolated"))),
+        [0x05, 0x00] => {
+            Err(TorAway::new(format!("{socks} wants no password, so circuits would not be isolated")))
+        }
         [0x05, 0xff] => Err(TorAway::new(format!("{socks} takes no password"))),
         [0x05, method] => Err(TorAway::new(format!("{socks} chose the unknown method {method:#04x}"))),
         _ => Err(TorAway::new(format!("{socks} does not speak SOCKS5"))),
