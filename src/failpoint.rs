@@ -11,6 +11,7 @@ pub enum Point {
     LedgerCommitted,
     LaneWake,
     LaneAttempt,
+    LaneAnswered,
     LaneRecorded,
     SenderTick,
     ScrapersAsk,
@@ -30,11 +31,12 @@ pub enum Point {
 }
 
 impl Point {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::LedgerWrite,
         Self::LedgerCommitted,
         Self::LaneWake,
         Self::LaneAttempt,
+        Self::LaneAnswered,
         Self::LaneRecorded,
         Self::SenderTick,
         Self::ScrapersAsk,
@@ -59,6 +61,7 @@ impl Point {
             Self::LedgerCommitted => "ledger.committed",
             Self::LaneWake => "lane.wake",
             Self::LaneAttempt => "lane.attempt",
+            Self::LaneAnswered => "lane.answered",
             Self::LaneRecorded => "lane.recorded",
             Self::SenderTick => "sender.tick",
             Self::ScrapersAsk => "scrapers.ask",

@@ -15,6 +15,7 @@
 
 pub mod actor;
 pub mod reader;
+pub mod sqlite;
 pub mod store;
 
 pub use actor::{LedgerError, LedgerHandle};

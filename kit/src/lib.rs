@@ -1,1 +1,38 @@
-//! kit
+//! What glaneur's tests, benchmarks and demonstration need; never shipped.
+//!
+//! Everything stands at the edge of the daemon, on loopback, and breaks on request:
+//!
+//! ```text
+//!              Receiver  (stands for n8n)
+//!                 ▲ webhooks
+//!   test ──▶ Daemon  (the real binary, a child process)
+//!                 │ SOCKS5
+//!        Proxy (misbehaves)  or  TorNetwork (the real tor: 1 authority, 3 exits, 1 client)
+//!                 │ one address per exit
+//!                 ▼
+//!               Shop, Magento
+//! ```
+//!
+//! What each of them saw is a list of [`records::Records`], which a test can wait on: nothing here sleeps and hopes.
+//! Deliberately absent: any dependency on the glaneur crate. The kit knows the daemon as its users do.
+
+mod trouble;
+
+mod form;
+pub mod gate;
+pub mod records;
+
+mod server;
+
+pub mod client;
+pub mod daemon;
+pub mod magento;
+pub mod receiver;
+pub mod shop;
+
+pub use daemon::{Config, Daemon};
+pub use gate::Gate;
+pub use magento::Magento;
+pub use receiver::Receiver;
+pub use shop::{Catalogue, Shop, ShopKind, Shops};
+pub use trouble::{Because, Result, Trouble};

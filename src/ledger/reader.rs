@@ -39,7 +39,10 @@ impl LedgerReader {
         let connection = idle.lock().unwrap_or_else(PoisonError::into_inner).pop().ok_or_else(gone)?;
         let mut lent = Lent { connection: Some(connection), idle, _permit: permit };
         let work = tokio::task::spawn_blocking(move || match lent.connection.as_mut() {
-            Some(connection) => query(connection.as_mut()),
+            Some(connection) => {
+                connection.begin_snapshot()?;
+                query(connection.as_mut())
+            }
             None => Err(gone()),
         });
         work.await.unwrap_or_else(|error| Err(StoreError::Other(error.to_string())))
@@ -56,7 +59,8 @@ struct Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
+        if let Some(mut connection) = self.connection.take() {
+            connection.end_snapshot();
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         }
     }

@@ -1,7 +1,7 @@
 //! What a store must do: the writes of the four transactions (design 3.1) and the reads of everyone else.
 //!
 //! [`Store`] is one writer's view inside an open transaction; the ledger actor opens it, gives each command a savepoint,
-//! and commits the group. [`Reader`] has its own read-only connections and never waits for the writer.
+//! and commits the group. [`Read`] has its own read-only connections and never waits for the writer.
 //!
 //! What only a single writer may assume, and a fleet on one database could not: `open` takes over every claim of older
 //! epochs at once (one process holds the ledger, so none of their holders lives), and a claim's epoch alone tells
@@ -20,6 +20,10 @@ pub struct Claim {
     pub epoch: i64,
     pub incarnation: i64,
 }
+
+/// A product charged with this many deaths of the process is suspected: it runs alone, and only deaths while it ran
+/// alone count further (design 4, rule 2).
+pub const SUSPECTED_AT: u32 = 2;
 
 /// A claimed product, as its coordinator gets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -250,8 +254,13 @@ impl Tally {
     }
 }
 
-/// The reads. Each method sees one consistent snapshot.
+/// The reads. Each method sees one consistent snapshot; between the two calls below all methods see the same.
 pub trait Read: Send {
+    fn begin_snapshot(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+    fn end_snapshot(&mut self) {}
+
     /// Batches with open products whose number is above `after`, oldest first.
     fn open_batches(&mut self, after: BatchNo, limit: u32) -> Result<Vec<OpenBatch>, StoreError>;
     /// By public name, or by number.
@@ -266,6 +275,11 @@ pub trait Read: Send {
     fn summaries(&mut self, batch: BatchNo) -> Result<Vec<DeliveryView>, StoreError>;
     /// Lanes that have a waiting delivery.
     fn lanes(&mut self) -> Result<Vec<LaneView>, StoreError>;
+    /// Lanes that have a withheld delivery, to be looked at after a start or a change of the configuration
+    /// ([`Store::readmit_withheld`]); a lane of nothing else is not among `lanes`.
+    fn withheld_lanes(&mut self) -> Result<Vec<LaneView>, StoreError> {
+        Ok(Vec::new())
+    }
     /// Deliveries of `lane` due at `now_ms`, oldest first, leaving out those in `in_hand`.
     fn due(
         &mut self,

@@ -68,6 +68,8 @@ events! {
     /// An actor failed too often, or may not be restarted; the process ends with its code.
     ActorEscalated = "actor_escalated", ERROR, "actor failed past its limit: the process ends"
         { actor: &'a str, failures: u64, detail: &'a str }
+    /// A thread panicked; its supervisor says what follows.
+    Panicked = "panicked", ERROR, "a part of the program panicked" { detail: &'a str, place: &'a str }
     /// A child did not end within its time to drain and was killed.
     ActorKilled = "actor_killed", WARN, "actor did not drain in time and was killed" { actor: &'a str }
 
@@ -155,4 +157,6 @@ events! {
     EndpointStopped = "endpoint_stopped", ERROR, "endpoint answered 410: stopped until resumed" { endpoint: &'a str }
     /// Summaries of ended batches were released.
     SummaryReleased = "summary_released", INFO, "summaries released" { batches: u64 }
+    /// The wall clock jumped against the monotonic one; due times were moved with it.
+    ClockJumped = "clock_jumped", WARN, "wall clock jumped: due times are moved with it" { by_ms: i64 }
 }

@@ -1,0 +1,1 @@
+//! Answer of a search → candidates.
