@@ -4,6 +4,7 @@ pub mod batch;
 pub mod body;
 pub mod delivery;
 pub mod gtin;
+pub mod intake;
 pub mod page;
 
 pub use batch::{BatchId, BatchNo, Outcome, ProductKey, Reason, SiteName, Status};

@@ -92,6 +92,11 @@ events! {
     /// A request was refused with this status; nothing was stored.
     RequestRefused = "request_refused", INFO, "request refused"
         { status: u64, path: &'a str, field: Option<&'a str>, detail: &'a str, peer: &'a str }
+    /// Whether a batch is on disk was not known when its request's time was over: closed without an answer.
+    AnswerWithheld = "answer_withheld", WARN, "commit not confirmed in time: connection closed without an answer"
+        { batch_id: &'a str }
+    /// The listener cannot accept, most often for want of file descriptors; it is tried again after a pause.
+    ListenerPaused = "listener_paused", WARN, "cannot accept connections: trying again" { detail: &'a str }
     /// All products of a batch ended.
     BatchEnded = "batch_ended", INFO, "batch ended" { batch_id: &'a str }
     /// A batch was set aside: its coordinator failed past its limit, its open products end as failed.
