@@ -102,7 +102,11 @@ async fn two_entries_of_one_product_are_one_visit_and_two_webhooks() {
     assert_eq!(products[1]["ean"], "748322148474");
     assert_eq!(products[1]["duplicate_of"], 1);
     assert_eq!(products[1]["data"], products[0]["data"]);
-    assert_eq!(products[2]["duplicate_of"], serde_json::Value::Null, "another replacement is another product");
+    assert_eq!(
+        products[2]["duplicate_of"],
+        serde_json::Value::Null,
+        "another replacement is another product"
+    );
     assert_eq!(summary["counts"]["found"], 3);
     let searches = stage.shops.all[0].hits().iter().filter(|hit| hit.is_about("0748322148474")).count();
     assert_eq!(searches, 4, "a search and a page for each of two visits");

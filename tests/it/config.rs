@@ -10,12 +10,20 @@ fn run(text: &str, command: &str) -> (i32, String) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.toml");
     std::fs::write(&path, text).unwrap();
-    let output = Command::new(BINARY).arg("--config").arg(&path).arg(command).current_dir(dir.path()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    let output = Command::new(BINARY)
+        .arg("--config")
+        .arg(&path)
+        .arg(command)
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let said =
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     (output.status.code().unwrap(), said)
 }
 
-const WRONG: &str = "[server]\nlissen = \"127.0.0.1:0\"\n\n[tor]\ncircuits = \"eight\"\n\n[webhooks]\nproduct_url = 7\n";
+const WRONG: &str =
+    "[server]\nlissen = \"127.0.0.1:0\"\n\n[tor]\ncircuits = \"eight\"\n\n[webhooks]\nproduct_url = 7\n";
 
 #[test]
 fn every_mistake_is_reported_at_once_with_its_place_and_serve_refuses_the_same() {

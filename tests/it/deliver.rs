@@ -73,7 +73,9 @@ async fn one_refused_body_blocks_nobody() {
     );
     let daemon = stage.start().await;
     accepted(daemon.submit(&batch(REAL)).await.unwrap());
-    let summaries = |seen: &[glaneur_kit::receiver::Seen]| seen.iter().any(|seen| glaneur_kit::receiver::is_summary(&seen.json()));
+    let summaries = |seen: &[glaneur_kit::receiver::Seen]| {
+        seen.iter().any(|seen| glaneur_kit::receiver::is_summary(&seen.json()))
+    };
     stage.receiver.wait_until(summaries, LONG).await.unwrap();
     let summary = &stage.receiver.summaries()[0];
     assert_eq!(summary["deliveries"]["taken"], 7);

@@ -14,7 +14,8 @@ fn explain(daemon: &Daemon, subject: &str) -> (i32, String) {
         .current_dir(daemon.dir())
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     (output.status.code().unwrap(), said)
 }
 
@@ -28,7 +29,8 @@ async fn explain_tells_the_life_of_a_product_and_of_a_batch_in_a_screenful() {
 
     let (code, story) = explain(&daemon, REAL[4]);
     assert_eq!(code, 0, "{story}");
-    for part in ["product 5 of 8", "found at", "cocooncenter", "ean_mismatch", "drakkars", "taken, 1 attempt"] {
+    for part in ["product 5 of 8", "found at", "cocooncenter", "ean_mismatch", "drakkars", "taken, 1 attempt"]
+    {
         assert!(story.contains(part), "no {part:?} in:\n{story}");
     }
     assert!(story.lines().count() <= 24, "a screenful:\n{story}");

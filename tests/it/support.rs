@@ -70,7 +70,8 @@ impl Stage {
             .unwrap();
         let once = glaneur_kit::receiver::taken_once(&seen);
         let bodies: Vec<Value> = once.iter().map(|seen| seen.json()).collect();
-        let (mut products, summaries): (Vec<_>, Vec<_>) = bodies.into_iter().partition(glaneur_kit::receiver::is_product);
+        let (mut products, summaries): (Vec<_>, Vec<_>) =
+            bodies.into_iter().partition(glaneur_kit::receiver::is_product);
         products.sort_by_key(|product| product["index"].as_u64());
         assert_eq!(products.len(), n, "one webhook per product");
         assert_eq!(summaries.len(), 1, "one summary");
@@ -111,7 +112,8 @@ pub fn own_search(config: Config) -> Config {
 
 /// A batch of these barcodes.
 pub fn batch<'a>(eans: impl IntoIterator<Item = &'a str>) -> Value {
-    let entries: Vec<Value> = eans.into_iter().map(|ean| json!({"primary": ean, "replacement": null})).collect();
+    let entries: Vec<Value> =
+        eans.into_iter().map(|ean| json!({"primary": ean, "replacement": null})).collect();
     json!({"eans": entries})
 }
 
