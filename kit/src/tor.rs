@@ -28,7 +28,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, MutexGuard},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use rustix::process::Signal;
@@ -41,7 +41,7 @@ pub use self::{
 };
 use self::{
     node::{AUTHORITY, CLIENT, FirstVote, Node, relay_name},
-    subnet::{CONTROL_PORT, OR_PORT, SOCKS_PORT, Subnet},
+    subnet::{CONTROL_PORT, DIR_PORT, OR_PORT, SOCKS_PORT, Subnet},
 };
 use crate::{Because, Result, Trouble};
 
@@ -112,9 +112,15 @@ impl TorNetwork {
         let deadline = Instant::now() + SNAPSHOT_MAX;
         let run = clean(dir.join("run"))?;
         snapshot::take(dir, &run)?;
-        let vote = FirstVote { interval: 10, offset: 0 }; // Of no effect: there is a consensus.
-        let network = Self::prepare(subnet, run, None, vote, client_lines)?;
-        network.nodes().iter_mut().try_for_each(Node::start)?;
+        // There is a consensus already: a first vote is not needed.
+        let network = Self::prepare(subnet, run, None, FirstVote::not_yet(), client_lines)?;
+        let relays = usize::from(RELAYS);
+        network.nodes()[..relays].iter_mut().try_for_each(Node::start)?;
+        // A client that is refused by its first guard waits for many seconds before it tries again.
+        for number in 0..RELAYS {
+            network.wait_for_port((network.subnet.relay(number), OR_PORT).into(), deadline).await?;
+        }
+        network.nodes()[relays].start()?;
         network.wait_for_client(0, deadline).await?;
         Ok(network)
     }
@@ -130,10 +136,17 @@ impl TorNetwork {
                 (dir.path().to_owned(), Some(dir))
             }
         };
-        let keys_in = node::make_keys(&run, &subnet, RELAYS)?;
-        let network = Self::prepare(subnet, run, temporary, first_vote(keys_in), client_lines)?;
+        node::make_keys(&run, &subnet, RELAYS)?;
+        let network = Self::prepare(subnet, run, temporary, FirstVote::not_yet(), client_lines)?;
         let relays = usize::from(RELAYS);
-        network.nodes()[..relays].iter_mut().try_for_each(Node::start)?;
+        // A vote that misses a relay cannot be mended for hours, and how long an upload takes depends on the machine's
+        // load. So the authority gathers the descriptors first, without voting, and votes when it has them on disk.
+        network.nodes()[0].start()?;
+        network.wait_for_port((network.subnet.relay(0), DIR_PORT).into(), deadline).await?;
+        network.nodes()[1..relays].iter_mut().try_for_each(Node::start)?;
+        network.wait_for_descriptors(deadline).await?;
+        network.nodes()[0].kill();
+        network.let_authority_vote()?;
         network.wait_for_consensus(deadline).await?;
         network.seed_client()?;
         network.nodes()[relays].start()?;
@@ -154,14 +167,17 @@ impl TorNetwork {
         client_lines: &str,
     ) -> Result<Self> {
         let authority = node::authority_line(&run, &subnet)?;
-        let mut bandwidths = format!("{}\n", now().as_secs());
+        let mut bandwidths = format!("{}\n", node::now());
         let mut nodes = Vec::new();
         let mut ports = Vec::new();
         let mut exits = Vec::new();
         for number in 0..RELAYS {
             let name = relay_name(number);
-            let own = if number == 0 { node::authority_torrc(&run, &subnet, vote) } else { String::new() };
-            let torrc = node::relay_torrc(&run, &subnet, number) + &own + &authority;
+            let torrc = match number {
+                0 => node::authority_torrc(&run, &subnet, vote),
+                _ => node::relay_torrc(&run, &subnet, number),
+            };
+            let torrc = torrc + &authority;
             nodes.push(Node::new(&run, &name, &torrc)?);
             let resolver = format!("nameserver {}:{}\n", subnet.client(), subnet.dns_port(number));
             let path = run.join(&name).join("resolv.conf");
@@ -183,6 +199,38 @@ impl TorNetwork {
 
     fn nodes(&self) -> MutexGuard<'_, Vec<Node>> {
         self.nodes.lock().expect("no panic under this lock")
+    }
+
+    async fn wait_for_port(&self, address: SocketAddr, deadline: Instant) -> Result<()> {
+        while TcpStream::connect(address).await.is_err() {
+            let mut looks = 0;
+            // One look at the processes and the time, one pause.
+            let once = || {
+                looks += 1;
+                Ok(looks > 1)
+            };
+            self.wait(&format!("a listener on {address}"), deadline, once).await?;
+        }
+        Ok(())
+    }
+
+    async fn wait_for_descriptors(&self, deadline: Instant) -> Result<()> {
+        let authority = self.run.join(AUTHORITY);
+        self.wait("the descriptors of all relays", deadline, || {
+            let known = node::read(&authority.join("cached-descriptors"))
+                + &node::read(&authority.join("cached-descriptors.new"));
+            let whole = known.matches("-----END SIGNATURE-----").count() >= usize::from(RELAYS);
+            Ok(whole && (0..RELAYS).all(|number| known.contains(&format!("router {} ", relay_name(number)))))
+        })
+        .await
+    }
+
+    fn let_authority_vote(&self) -> Result<()> {
+        let line = node::authority_line(&self.run, &self.subnet)?;
+        let torrc = node::authority_torrc(&self.run, &self.subnet, FirstVote::soon()) + &line;
+        let mut nodes = self.nodes();
+        nodes[0] = Node::new(&self.run, AUTHORITY, &torrc)?;
+        nodes[0].start()
     }
 
     async fn wait_for_consensus(&self, deadline: Instant) -> Result<()> {
@@ -341,11 +389,7 @@ impl TorNetwork {
         self.nodes()[Self::number(exit)].start()?;
         let deadline = Instant::now() + FRESH_MAX;
         let address = SocketAddr::new(self.exits[exit].ip, OR_PORT);
-        while TcpStream::connect(address).await.is_err() {
-            self.wait("an exit that takes connections", deadline, || Ok(true)).await?;
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-        Ok(())
+        self.wait_for_port(address, deadline).await
     }
 
     /// The number of the relay behind a place in `exits`: the authority, number 0, is the last there.
@@ -399,21 +443,6 @@ fn is_installed() -> bool {
     };
     // `tor-gencert` knows no `--version`: that it can be run at all is enough.
     runs("tor").is_ok_and(|status| status.success()) && runs("tor-gencert").is_ok()
-}
-
-/// The vote must close after every relay has uploaded its descriptor, and soon. How long the keys took just now tells
-/// how loaded the machine is. The interval must divide half an hour, and be longer than the time to the vote.
-fn first_vote(keys_in: f64) -> FirstVote {
-    const VOTE_TAKES: f64 = 4.99; // Vote delay and distribution delay of 2 s each, rounded up to a whole second.
-    let closes_in = (3.0 + keys_in).min(12.0);
-    let interval = if closes_in < 4.5 { 10 } else { 20 };
-    let at = Duration::from_secs_f64(closes_in + VOTE_TAKES);
-    FirstVote { interval, offset: (now() + at).as_secs() % interval }
-}
-
-fn now() -> Duration {
-    // Before 1970 no consensus would be valid anyway.
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 /// An empty directory in the place of whatever a killed run has left there.

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Instant,
+    time::SystemTime,
 };
 
 use rustix::process::{Pid, Signal};
@@ -119,9 +119,8 @@ pub(super) fn read(path: &Path) -> String {
     fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
-/// Makes the keys of all relays, side by side; gives how long that took in seconds.
-pub(super) fn make_keys(run: &Path, subnet: &Subnet, relays: u8) -> Result<f64> {
-    let begun = Instant::now();
+/// Makes the keys of all relays, side by side.
+pub(super) fn make_keys(run: &Path, subnet: &Subnet, relays: u8) -> Result<()> {
     let mut makers = Vec::new();
     for number in 0..relays {
         let name = relay_name(number);
@@ -152,7 +151,7 @@ pub(super) fn make_keys(run: &Path, subnet: &Subnet, relays: u8) -> Result<f64> 
             return Err(Trouble::new(format!("could not make the keys of a Tor network: {status}")));
         }
     }
-    Ok(begun.elapsed().as_secs_f64())
+    Ok(())
 }
 
 /// The fingerprint of a relay that has keys.
@@ -197,18 +196,43 @@ pub(super) fn relay_torrc(run: &Path, subnet: &Subnet, number: u8) -> String {
     )
 }
 
-/// When the authority votes first, if it has no consensus yet.
+/// When the authority votes, as long as it has no consensus: whenever the time modulo `interval` is `offset`.
+///
+/// The interval must divide half an hour.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FirstVote {
-    pub(super) interval: u64,
-    pub(super) offset: u64,
+    interval: u64,
+    offset: u64,
 }
 
-/// What the authority has besides. The long voting interval makes a consensus last for a day.
+impl FirstVote {
+    /// In a quarter of an hour.
+    pub(super) fn not_yet() -> Self {
+        const INTERVAL: u64 = 1_800;
+        Self { interval: INTERVAL, offset: (now() + INTERVAL / 2) % INTERVAL }
+    }
+
+    /// In six seconds. Delays of 2 s each for the vote and its distribution are the least tor takes, so it begins in two.
+    pub(super) fn soon() -> Self {
+        const INTERVAL: u64 = 10;
+        Self { interval: INTERVAL, offset: (now() + 6) % INTERVAL }
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    // Before 1970 no consensus would be valid anyway.
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// The authority, which is a relay as well. It believes that every relay runs: after its second start it has tried none.
+/// The long voting interval makes a consensus last for a day.
 pub(super) fn authority_torrc(run: &Path, subnet: &Subnet, vote: FirstVote) -> String {
+    let relay = relay_torrc(run, subnet, 0);
     format!(
-        "AuthoritativeDirectory 1\nV3AuthoritativeDirectory 1\nDirPort {ip}:{DIR_PORT}\nContactInfo none\n\
+        "{relay}AuthoritativeDirectory 1\nV3AuthoritativeDirectory 1\nDirPort {ip}:{DIR_PORT}\nContactInfo none\n\
          TestingDirAuthVoteExit *\nTestingDirAuthVoteGuard *\nTestingMinExitFlagThreshold 0\n\
+         AuthDirTestReachability 0\n\
          TestingV3AuthInitialVotingInterval {interval}\nTestingV3AuthInitialVoteDelay 2\n\
          TestingV3AuthInitialDistDelay 2\nTestingV3AuthVotingStartOffset {offset}\n\
          V3AuthVotingInterval 43200\nV3AuthVoteDelay 2\nV3AuthDistDelay 2\nV3AuthNIntervalsValid 2\n\
