@@ -1,22 +1,35 @@
 //! What is made of raw values: text, prices, ratings. Each cleaning maps all values of a source and drops what has none.
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use regex::Regex;
 
 use super::syntax::Cleaning;
 
+/// Who wrote a value. For machines a point is a decimal mark ("224.904"); for people it may group thousands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WrittenFor {
+    People,
+    Machines,
+}
+
 /// Applies `cleanings` in order; the first value that is left, trimmed.
-pub(super) fn apply(cleanings: &[Cleaning], mut values: Vec<String>) -> Option<String> {
+pub(super) fn apply(
+    cleanings: &[Cleaning],
+    mut values: Vec<String>,
+    written_for: WrittenFor,
+) -> Option<String> {
     for cleaning in cleanings {
-        values = step(cleaning, values);
+        values = step(cleaning, values, written_for);
         values.retain(|value| !value.trim().is_empty());
     }
     values.into_iter().map(|value| value.trim().to_owned()).find(|value| !value.is_empty())
 }
 
-fn step(cleaning: &Cleaning, values: Vec<String>) -> Vec<String> {
-    let each = |clean: &dyn Fn(&str) -> Option<String>| values.iter().filter_map(|value| clean(value)).collect();
+fn step(cleaning: &Cleaning, values: Vec<String>, written_for: WrittenFor) -> Vec<String> {
+    let each =
+        |clean: &dyn Fn(&str) -> Option<String>| values.iter().filter_map(|value| clean(value)).collect();
     match cleaning {
         Cleaning::Text => each(&|value| Some(text(value))),
         Cleaning::First => values.into_iter().take(1).collect(),
@@ -31,19 +44,22 @@ fn step(cleaning: &Cleaning, values: Vec<String>) -> Vec<String> {
             Some(value.strip_suffix(suffix.as_str()).unwrap_or(value).to_owned())
         }),
         Cleaning::Pattern(pattern) => each(&|value| pattern.find(value).map(str::to_owned)),
-        Cleaning::Price { sign } => each(&|value| price(value, sign)),
-        Cleaning::Number => each(&number),
+        Cleaning::Price { sign } => each(&|value| price(&plain(value, written_for), sign)),
+        Cleaning::Number => each(&|value| number(&plain(value, written_for))),
         Cleaning::Rating { max } => each(&|value| rating(value, max)),
     }
 }
 
 static TAG: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"<[a-zA-Z/!][^<>]*>").expect("a pattern"));
-static ENTITY: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"&(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z]{2,8});").expect("a pattern"));
+static ENTITY: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"&(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z]{2,8});").expect("a pattern"));
 
 /// One line of plain text: shops put HTML into their JSON-LD.
 fn text(value: &str) -> String {
     let bare = TAG.replace_all(value, " ");
-    let decoded = ENTITY.replace_all(&bare, |found: &regex::Captures<'_>| entity(&found[1]).unwrap_or_else(|| found[0].to_owned()));
+    let decoded = ENTITY.replace_all(&bare, |found: &regex::Captures<'_>| {
+        entity(&found[1]).unwrap_or_else(|| found[0].to_owned())
+    });
     // Zero-width and no-break spaces are spaces to a reader.
     let space = |c: char| c.is_whitespace() || matches!(c, '\u{200b}' | '\u{feff}' | '\0');
     decoded.split(space).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
@@ -58,10 +74,30 @@ fn entity(name: &str) -> Option<String> {
         return char::from_u32(code).map(String::from);
     }
     const NAMED: [(&str, &str); 24] = [
-        ("amp", "&"), ("lt", "<"), ("gt", ">"), ("quot", "\""), ("apos", "'"), ("nbsp", " "), ("eacute", "é"),
-        ("egrave", "è"), ("ecirc", "ê"), ("agrave", "à"), ("acirc", "â"), ("ccedil", "ç"), ("icirc", "î"),
-        ("iuml", "ï"), ("ocirc", "ô"), ("ucirc", "û"), ("ugrave", "ù"), ("oelig", "œ"), ("euro", "€"),
-        ("rsquo", "’"), ("laquo", "«"), ("raquo", "»"), ("deg", "°"), ("reg", "®"),
+        ("amp", "&"),
+        ("lt", "<"),
+        ("gt", ">"),
+        ("quot", "\""),
+        ("apos", "'"),
+        ("nbsp", " "),
+        ("eacute", "é"),
+        ("egrave", "è"),
+        ("ecirc", "ê"),
+        ("agrave", "à"),
+        ("acirc", "â"),
+        ("ccedil", "ç"),
+        ("icirc", "î"),
+        ("iuml", "ï"),
+        ("ocirc", "ô"),
+        ("ucirc", "û"),
+        ("ugrave", "ù"),
+        ("oelig", "œ"),
+        ("euro", "€"),
+        ("rsquo", "’"),
+        ("laquo", "«"),
+        ("raquo", "»"),
+        ("deg", "°"),
+        ("reg", "®"),
     ];
     NAMED.iter().find(|(known, _)| *known == name).map(|(_, text)| (*text).to_owned())
 }
@@ -69,10 +105,19 @@ fn entity(name: &str) -> Option<String> {
 /// An amount, thousands grouped or not, with or without decimals.
 const AMOUNT: &str = r"(?:\d{1,3}(?:[ .,'\x{a0}\x{202f}\x{2009}]\d{3})+(?:[.,]\d{1,2})?\b|\d+(?:[.,]\d+)?)";
 static AMOUNTS: LazyLock<Regex> = LazyLock::new(|| Regex::new(AMOUNT).expect("a pattern"));
-static SPLIT_AMOUNT: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(\d{1,6}) ?(€|EUR)(\d{2})(?:\D|$)").expect("a pattern"));
+static SPLIT_AMOUNT: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"(\d{1,6}) ?(€|EUR)(\d{2})(?:\D|$)").expect("a pattern"));
 
 const SIGNS: [(&str, &str); 9] = [
-    ("€", "€"), ("EUR", "€"), ("$", "$"), ("USD", "$"), ("£", "£"), ("GBP", "£"), ("CHF", "CHF"), ("kr", "kr"), ("zł", "zł"),
+    ("€", "€"),
+    ("EUR", "€"),
+    ("$", "$"),
+    ("USD", "$"),
+    ("£", "£"),
+    ("GBP", "£"),
+    ("CHF", "CHF"),
+    ("kr", "kr"),
+    ("zł", "zł"),
 ];
 
 /// "à partir de 1 234,5 €" → "1234.50€". The amount beside a currency is the price; else the first amount is.
@@ -96,13 +141,29 @@ fn price(value: &str, default_sign: &str) -> Option<String> {
     first.map(|amount| format!("{amount}{default_sign}"))
 }
 
+/// Keeps a machine's three decimals from being read as thousands, by a fourth.
+fn plain(value: &str, written_for: WrittenFor) -> Cow<'_, str> {
+    let is_decimal = |value: &str| {
+        value.split_once('.').is_some_and(|(whole, decimals)| {
+            decimals.len() == 3
+                && [whole, decimals].iter().all(|part| part.bytes().all(|b| b.is_ascii_digit()))
+        })
+    };
+    match written_for {
+        WrittenFor::Machines if is_decimal(value.trim()) => Cow::Owned(format!("{}0", value.trim())),
+        WrittenFor::Machines | WrittenFor::People => Cow::Borrowed(value),
+    }
+}
+
 /// The two parts of an amount: digits before and after the decimal mark.
 fn parts(amount: &str) -> Option<(String, String)> {
     let digits = |text: &str| text.chars().filter(char::is_ascii_digit).collect::<String>();
     let last = amount.rfind(['.', ',']);
     // Three digits after the last mark are thousands: "1.234" is no price of three decimals.
     let (whole, decimals) = match last {
-        Some(at) if amount.len() - at - 1 != 3 || amount.starts_with('0') => (&amount[..at], &amount[at + 1..]),
+        Some(at) if amount.len() - at - 1 != 3 || amount.starts_with('0') => {
+            (&amount[..at], &amount[at + 1..])
+        }
         _ => (amount, ""),
     };
     let whole = digits(whole);
@@ -134,7 +195,8 @@ fn number(value: &str) -> Option<String> {
 }
 
 static RATING: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(r"(?i)(\d{1,4}(?:[.,]\d+)?)(?:\s*(?:/|sur|out of|von|de)\s*(\d{1,4})(?:[.,]0+)?\b)?").expect("a pattern")
+    Regex::new(r"(?i)(\d{1,4}(?:[.,]\d+)?)(?:\s*(?:/|sur|out of|von|de)\s*(\d{1,4})(?:[.,]0+)?\b)?")
+        .expect("a pattern")
 });
 
 /// "4,5 sur 5" → "4.5/5"; a rating above its scale is none.
@@ -155,7 +217,7 @@ mod tests {
 
     fn clean(cleanings: &[&str], values: &[&str]) -> Option<String> {
         let cleanings: Vec<_> = cleanings.iter().map(|text| Cleaning::parse(text).unwrap()).collect();
-        apply(&cleanings, values.iter().map(|value| (*value).to_owned()).collect())
+        apply(&cleanings, values.iter().map(|value| (*value).to_owned()).collect(), WrittenFor::People)
     }
 
     #[test]
@@ -181,6 +243,10 @@ mod tests {
         ] {
             assert_eq!(clean(&["price"], &[written]).as_deref(), Some(read), "{written}");
         }
+        let price = [Cleaning::parse("price").unwrap()];
+        let machine = |value: &str| apply(&price, vec![value.to_owned()], WrittenFor::Machines);
+        assert_eq!(machine("224.904").as_deref(), Some("224.90€"));
+        assert_eq!(machine("1234.5").as_deref(), Some("1234.50€"));
         assert_eq!(clean(&["price"], &["sur devis"]), None);
         assert_eq!(clean(&["price"], &["99999999999999999999999"]), None);
         assert_eq!(clean(&["price:$"], &["3"]).as_deref(), Some("3.00$"));

@@ -277,9 +277,43 @@ fn check_size(html: &Html, limits: &Limits) -> Result<usize, RecipeError> {
 
 fn is_block(name: &str) -> bool {
     const BLOCKS: [&str; 37] = [
-        "address", "article", "aside", "blockquote", "body", "br", "caption", "dd", "div", "dl", "dt", "figcaption",
-        "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "legend", "li", "main", "nav",
-        "ol", "option", "p", "pre", "section", "table", "td", "th", "tr", "ul",
+        "address",
+        "article",
+        "aside",
+        "blockquote",
+        "body",
+        "br",
+        "caption",
+        "dd",
+        "div",
+        "dl",
+        "dt",
+        "figcaption",
+        "figure",
+        "footer",
+        "form",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "header",
+        "hr",
+        "legend",
+        "li",
+        "main",
+        "nav",
+        "ol",
+        "option",
+        "p",
+        "pre",
+        "section",
+        "table",
+        "td",
+        "th",
+        "tr",
+        "ul",
     ];
     BLOCKS.binary_search(&name).is_ok()
 }
@@ -293,7 +327,10 @@ mod tests {
         let latin = b"<meta charset=iso-8859-1><p>caf\xe9 \x80";
         assert!(decode(latin, None).contains("caf\u{e9} \u{20ac}"));
         assert!(decode(b"caf\xe9", Some("text/html; charset=\"ISO-8859-15\"")).contains("café"));
-        assert!(decode(b"<p>Cr\xe8me hydratante \xe0 l'alo\xe9 v\xe9ra, prot\xe8ge l'\xe9t\xe9", None).contains("Crème hydratante à l'aloé"));
+        assert!(
+            decode(b"<p>Cr\xe8me hydratante \xe0 l'alo\xe9 v\xe9ra, prot\xe8ge l'\xe9t\xe9", None)
+                .contains("Crème hydratante à l'aloé")
+        );
         assert_eq!(decode("\u{feff}é".as_bytes(), Some("text/html; charset=latin1")), "é");
         assert_eq!(decode(b"\xff\xfea\0b\0", None), "ab");
     }
@@ -301,10 +338,15 @@ mod tests {
     #[test]
     fn charset_lies_are_seen_through() {
         assert_eq!(decode("é".as_bytes(), Some("text/html; charset=iso-8859-1")), "é");
-        assert!(decode("crème brûlée \u{e9}".as_bytes(), Some("text/html; charset=nonsense")).contains("crème"));
+        assert!(
+            decode("crème brûlée \u{e9}".as_bytes(), Some("text/html; charset=nonsense")).contains("crème")
+        );
         // Says UTF-8, is Latin-1; and a page of UTF-8 with one broken byte.
         assert!(decode(b"cr\xe8me br\xfbl\xe9e", Some("text/html; charset=utf-8")).contains("crème"));
-        assert!(decode(b"cr\xc3\xa8me br\xc3\xbbl\xc3\xa9e \xff", Some("text/html; charset=utf-8")).contains("crème brûlée"));
+        assert!(
+            decode(b"cr\xc3\xa8me br\xc3\xbbl\xc3\xa9e \xff", Some("text/html; charset=utf-8"))
+                .contains("crème brûlée")
+        );
         assert!(decode(b"<meta charset=utf-16><p>cr\xe8me", None).contains("<p>"));
     }
 
@@ -315,9 +357,12 @@ mod tests {
 
     #[test]
     fn what_is_in_noscript_is_there() {
-        let limits = Limits { time_max: std::time::Duration::from_secs(5), depth_max: 512, nodes_max: 10_000 };
+        let limits =
+            Limits { time_max: std::time::Duration::from_secs(5), depth_max: 512, nodes_max: 10_000 };
         let clock = Clock::start(&limits);
-        let page = Document::parse("<noscript><img src=a></noscript><p>a<script>b</script><br>c<b>d</b>", &clock).unwrap();
+        let page =
+            Document::parse("<noscript><img src=a></noscript><p>a<script>b</script><br>c<b>d</b>", &clock)
+                .unwrap();
         let img = Selector::parse("img").unwrap();
         assert_eq!(page.select(page.root(), &img, 10).unwrap().len(), 1);
         let p = page.select(page.root(), &Selector::parse("p").unwrap(), 1).unwrap()[0];

@@ -6,10 +6,11 @@
 use scraper::{ElementRef, Selector};
 use serde_json::{Map, Value};
 
+use super::clean::{self, WrittenFor};
 use super::document::{Breaks, Clock, Document, NodeOf, decode, is_whole};
 use super::structured::{self, GTINS};
 use super::syntax::{JsonPath, SourceKind, normal};
-use super::{Field, Limits, Recipe, RecipeError, Rule, Source, clean};
+use super::{Field, Limits, Recipe, RecipeError, Rule, Source};
 use crate::model::Gtin;
 use crate::model::page::{End, Page};
 
@@ -76,7 +77,8 @@ pub fn extract(recipe: &Recipe, page: &Page, limits: &Limits) -> Result<Extracte
     }
     let document = Document::parse(&text, &clock)?;
     let blocks = json_ld_blocks(&document)?;
-    let reader = Reader { document: &document, text: &text, product: structured::product(&blocks), blocks: &blocks };
+    let reader =
+        Reader { document: &document, text: &text, product: structured::product(&blocks), blocks: &blocks };
     let mut room = EXTRACTED_BYTES_MAX;
     let fields = reader.fields(&recipe.fields, Scope::Page, &mut room)?;
     let own_gtin = fields.get(EAN_FIELD).and_then(Value::as_str).and_then(structured::gtin_in);
@@ -87,7 +89,9 @@ pub fn extract(recipe: &Recipe, page: &Page, limits: &Limits) -> Result<Extracte
 fn json_ld_blocks(document: &Document<'_>) -> Result<Vec<Value>, RecipeError> {
     let is_json_ld = |element: ElementRef<'_>| {
         element.value().name() == "script"
-            && element.attr("type").is_some_and(|kind| kind.trim().to_ascii_lowercase().starts_with("application/ld+json"))
+            && element
+                .attr("type")
+                .is_some_and(|kind| kind.trim().to_ascii_lowercase().starts_with("application/ld+json"))
     };
     let mut blocks = Vec::new();
     for script in document.find(document.root(), BLOCKS_MAX, is_json_ld)? {
@@ -114,7 +118,12 @@ struct Reader<'d> {
 }
 
 impl<'d> Reader<'d> {
-    fn fields(&self, fields: &[Field], scope: Scope<'d>, room: &mut usize) -> Result<Map<String, Value>, RecipeError> {
+    fn fields(
+        &self,
+        fields: &[Field],
+        scope: Scope<'d>,
+        room: &mut usize,
+    ) -> Result<Map<String, Value>, RecipeError> {
         let mut object = Map::new();
         for field in fields {
             let value = match &field.rule {
@@ -144,7 +153,13 @@ impl<'d> Reader<'d> {
             for value in &mut raw {
                 value.truncate(value.floor_char_boundary(VALUE_BYTES_MAX));
             }
-            let value = clean::apply(cleanings, raw);
+            let written_for = match source.kind {
+                SourceKind::JsonLd { .. } | SourceKind::Microdata(_) | SourceKind::Meta(_) => {
+                    WrittenFor::Machines
+                }
+                _ => WrittenFor::People,
+            };
+            let value = clean::apply(cleanings, raw, written_for);
             self.document.clock.check()?;
             if let Some(mut value) = value {
                 value.truncate(value.floor_char_boundary(VALUE_BYTES_MAX));
@@ -180,9 +195,12 @@ impl<'d> Reader<'d> {
     fn items(&self, source: &SourceKind, scope: Scope<'d>) -> Result<Vec<Scope<'d>>, RecipeError> {
         match source {
             SourceKind::Css { css: Some(css), .. } => match self.node(scope) {
-                Some(node) => {
-                    Ok(self.document.select(node, css, MATCHES_MAX)?.into_iter().map(Scope::Element).collect())
-                }
+                Some(node) => Ok(self
+                    .document
+                    .select(node, css, MATCHES_MAX)?
+                    .into_iter()
+                    .map(Scope::Element)
+                    .collect()),
                 None => Ok(Vec::new()),
             },
             SourceKind::JsonLd { kind, path } => {
@@ -251,7 +269,10 @@ impl<'d> Reader<'d> {
                 let is_named = |element: ElementRef<'d>| {
                     let names = ["property", "name", "itemprop"].map(|attr| element.attr(attr));
                     element.value().name() == "meta"
-                        && names.into_iter().flatten().any(|written| written.trim().eq_ignore_ascii_case(name))
+                        && names
+                            .into_iter()
+                            .flatten()
+                            .any(|written| written.trim().eq_ignore_ascii_case(name))
                 };
                 let elements = self.document.find(node, MATCHES_MAX, is_named)?;
                 self.each(elements, |element| Ok(element.attr("content").map(str::to_owned)))
@@ -311,8 +332,9 @@ impl<'d> Reader<'d> {
 
     /// The elements with `itemprop`, one name below the other; in the page's product if it has one.
     fn microdata(&self, names: &[String], node: NodeOf<'d>) -> Result<Vec<ElementRef<'d>>, RecipeError> {
-        let is_product =
-            |element: ElementRef<'_>| element.attr("itemtype").is_some_and(|kind| kind.contains("schema.org/Product"));
+        let is_product = |element: ElementRef<'_>| {
+            element.attr("itemtype").is_some_and(|kind| kind.contains("schema.org/Product"))
+        };
         let product = self.document.find(node, 1, is_product)?.first().map(|product| **product);
         let mut scopes = vec![product.unwrap_or(node)];
         for name in names {
@@ -339,7 +361,9 @@ impl<'d> Reader<'d> {
             "img" | "audio" | "video" | "source" | "embed" | "iframe" => Some("src"),
             "link" => Some("href"),
             // The standard takes the address of a link; shops mean its text, but for the properties that are one.
-            "a" if matches!(element.attr("itemprop"), Some("url" | "sameAs" | "image" | "item")) => Some("href"),
+            "a" if matches!(element.attr("itemprop"), Some("url" | "sameAs" | "image" | "item")) => {
+                Some("href")
+            }
             _ => None,
         };
         let value = element.attr("content").or_else(|| element.attr(attr?));

@@ -88,7 +88,8 @@ fn json_links(source: &LinkSource, answer: &Value) -> Vec<String> {
 
 fn clean(recipe: &Recipe, base: &Url, links: Vec<String>) -> Vec<Url> {
     let (search, mut seen, mut found) = (&recipe.search, HashSet::new(), Vec::new());
-    for link in links.iter().map(|link| link.trim()).filter(|link| !link.is_empty() && !link.starts_with('#')) {
+    for link in links.iter().map(|link| link.trim()).filter(|link| !link.is_empty() && !link.starts_with('#'))
+    {
         let Ok(mut url) = base.join(link) else { continue };
         // Shops with https print old http links; an exit would read and write them.
         if recipe.base.scheme() == "https" && url.scheme() == "http" && url.set_scheme("https").is_err() {
@@ -98,7 +99,8 @@ fn clean(recipe: &Recipe, base: &Url, links: Vec<String>) -> Vec<Url> {
         if search.strip_query {
             url.set_query(None);
         }
-        let is_included = search.include.is_empty() || search.include.iter().any(|it| it.is_match(url.path()));
+        let is_included =
+            search.include.is_empty() || search.include.iter().any(|it| it.is_match(url.path()));
         let is_excluded = search.exclude.iter().any(|it| it.is_match(url.path()));
         if is_included && !is_excluded && recipe.is_page(&url) && seen.insert(url.clone()) {
             found.push(url);

@@ -58,7 +58,9 @@ fn down<'v>(value: &'v Value, step: &Step, found: &mut Vec<&'v Value>) {
         (Value::Object(object), Step::Name(name)) => found.extend(object.get(name)),
         (Value::Object(object), Step::Any(prefix)) => {
             let room = VALUES_MAX - found.len();
-            found.extend(object.iter().filter(|(key, _)| key.starts_with(prefix)).map(|(_, value)| value).take(room));
+            found.extend(
+                object.iter().filter(|(key, _)| key.starts_with(prefix)).map(|(_, value)| value).take(room),
+            );
         }
         (Value::Array(items), Step::Any(prefix)) if prefix.is_empty() => {
             found.extend(items.iter().take(VALUES_MAX - found.len()));
@@ -87,7 +89,9 @@ pub(super) fn texts(value: &Value, found: &mut Vec<String>) {
         Value::String(text) => found.push(text.clone()),
         Value::Array(items) => items.iter().for_each(|item| texts(item, found)),
         Value::Object(object) => {
-            if let Some(value) = ["@value", "name", "url", "contentUrl"].iter().find_map(|key| object.get(*key)) {
+            if let Some(value) =
+                ["@value", "name", "url", "contentUrl"].iter().find_map(|key| object.get(*key))
+            {
                 texts(value, found);
             }
         }
@@ -104,7 +108,10 @@ fn is_type(object: &Map<String, Value>, wanted: impl Fn(&str) -> bool) -> bool {
 }
 
 fn is_product(name: &str) -> bool {
-    matches!(name, "Product" | "ProductGroup" | "ProductModel" | "IndividualProduct" | "Drug" | "DietarySupplement")
+    matches!(
+        name,
+        "Product" | "ProductGroup" | "ProductModel" | "IndividualProduct" | "Drug" | "DietarySupplement"
+    )
 }
 
 /// The product that the page is about: not one that it recommends.
@@ -114,7 +121,10 @@ pub(super) fn product(blocks: &[Value]) -> Option<&Value> {
         collect(block, false, &mut products);
     }
     let own = |full: bool| {
-        products.iter().find(|(value, is_related)| !is_related && (!full || is_offered(value))).map(|(value, _)| *value)
+        products
+            .iter()
+            .find(|(value, is_related)| !is_related && (!full || is_offered(value)))
+            .map(|(value, _)| *value)
     };
     let only = || match products.as_slice() {
         [(value, _)] => Some(*value),
@@ -182,7 +192,9 @@ pub(super) fn gtins(product: &Value, found: &mut Vec<Gtin>) {
         match object.get(key) {
             // A number has lost its zeros.
             Some(Value::Number(number)) => {
-                let whole = number.as_u64().or_else(|| number.as_f64().filter(|f| *f > 0.0 && f.fract() == 0.0).map(|f| f as u64));
+                let whole = number
+                    .as_u64()
+                    .or_else(|| number.as_f64().filter(|f| *f > 0.0 && f.fract() == 0.0).map(|f| f as u64));
                 found.extend(whole.and_then(|whole| Gtin::parse(&pad_number(whole)).ok()));
             }
             Some(value) => {
@@ -200,11 +212,12 @@ pub(super) fn gtins(product: &Value, found: &mut Vec<Gtin>) {
     }
 }
 
-/// The barcode in a text such as "EAN : 3701129820322".
+/// The barcode in a text such as "EAN : 3701129820322". One number of 8 digits in ten looks like a GTIN-8, so longer
+/// ones are preferred.
 pub(super) fn gtin_in(text: &str) -> Option<Gtin> {
     Gtin::parse(text).ok().or_else(|| {
-        let runs = text.split(|c: char| !c.is_ascii_digit()).filter(|run| (8..=14).contains(&run.len()));
-        runs.filter_map(|run| Gtin::parse(run).ok()).next()
+        let runs = || text.split(|c: char| !c.is_ascii_digit()).filter_map(|run| Gtin::parse(run).ok());
+        runs().find(|gtin| gtin.as_str().len() > 8).or_else(|| runs().next())
     })
 }
 
@@ -236,7 +249,8 @@ mod tests {
     #[test]
     fn the_product_is_not_one_that_is_recommended() {
         let block = |json: &str| vec![serde_json::from_str::<Value>(json).unwrap()];
-        let name = |blocks: &[Value]| product(blocks).map(|product| product["name"].as_str().unwrap().to_owned());
+        let name =
+            |blocks: &[Value]| product(blocks).map(|product| product["name"].as_str().unwrap().to_owned());
         let graph = block(
             r#"{"@graph": [{"@type": "WebPage", "isRelatedTo": {"@type": "Product", "name": "no", "offers": {}}},
             {"@type": "ItemPage", "mainEntity": {"@type": ["Thing", "http://schema.org/Product"], "name": "yes", "offers": {}}}]}"#,
@@ -244,7 +258,9 @@ mod tests {
         assert_eq!(name(&graph).as_deref(), Some("yes"));
         let list = r#"{"@type": "ItemList", "itemListElement": [{"@type": "Product", "name": "a"}, {"@type": "Product", "name": "b"}]}"#;
         assert_eq!(name(&block(list)), None);
-        let bare = block(r#"[[{"@type": "Product", "name": "a"}, {"@type": "Product", "name": "b", "gtin13": "3701129820322"}]]"#);
+        let bare = block(
+            r#"[[{"@type": "Product", "name": "a"}, {"@type": "Product", "name": "b", "gtin13": "3701129820322"}]]"#,
+        );
         assert_eq!(name(&bare).as_deref(), Some("b"));
     }
 
@@ -258,8 +274,19 @@ mod tests {
         assert_eq!(gtins_of(r#"{"gtin13": 748322148474}"#), ["00748322148474"]);
         assert_eq!(gtins_of(r#"{"gtin": 748322148474.0}"#), ["00748322148474"]);
         assert_eq!(gtins_of(r#"{"ean": "EAN: 0748322148474"}"#), ["00748322148474"]);
-        assert_eq!(gtins_of(r#"{"gtin13": ["x", "3701129820322"], "offers": [{"gtin14": "00748322148474"}]}"#).len(), 2);
+        assert_eq!(
+            gtins_of(r#"{"gtin13": ["x", "3701129820322"], "offers": [{"gtin14": "00748322148474"}]}"#).len(),
+            2
+        );
         assert!(gtins_of(r#"{"gtin13": "3701129820323", "gtin": -1, "ean": null}"#).is_empty());
+    }
+
+    #[test]
+    fn a_barcode_is_preferred_to_a_number_that_looks_like_one() {
+        let found = |text| gtin_in(text).map(|gtin| gtin.to_string());
+        assert_eq!(found("Réf. 12345670 EAN 3701129820322").as_deref(), Some("3701129820322"));
+        assert_eq!(found("12345670").as_deref(), Some("12345670"));
+        assert_eq!(found("n° 37011298203221"), None);
     }
 
     #[test]
