@@ -31,6 +31,8 @@ pub(super) enum Manner {
     StallsAtOnce,
     HangsUpAfterRequest,
     StallsReply,
+    /// To RESOLVE; a CONNECT does not resolve.
+    StallsResolve,
 }
 
 /// What one client asked for.
@@ -150,6 +152,8 @@ async fn serve(
             tcp.write_all(&[5, code, 0, 1, 0, 0, 0, 0, 0, 0]).await.ok()?;
         }
         Manner::StallsReply => pending().await,
+        Manner::StallsResolve if command == 0xf0 => pending().await,
+        Manner::StallsResolve => tcp.write_all(&[5, 4, 0, 1, 0, 0, 0, 0, 0, 0]).await.ok()?,
         _ => {}
     }
     None
