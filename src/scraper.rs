@@ -21,6 +21,9 @@ pub mod tls;
 pub mod tor;
 pub mod visit;
 
+#[cfg(test)]
+mod stand_in;
+
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
