@@ -1,6 +1,7 @@
 //! One writer. Commands queue here; while one group is being committed the next one gathers.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,11 +46,13 @@ pub enum LedgerError {
     Unknown,
 }
 
-/// Whether the last group could be written.
+/// What may be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
     Writing,
-    /// `SQLITE_FULL`: accepts get 503 and visits pause until a write succeeds.
+    /// Less than `ledger.free_bytes_min` is free: accepts get 503, all else goes on.
+    Low,
+    /// The last group found no room: accepts get 503 and visits pause until a write succeeds.
     Full,
 }
 
@@ -193,11 +196,11 @@ enum Msg {
     Write(Command),
     /// Tell: a group is done, and here is the store back. Sent by the ledger's own blocking task.
     Committed { store: Box<dyn Store>, fate: GroupFate },
-    /// Tell: the disk was full; look whether there is room again. Sent by the ledger to itself.
+    /// Tell: look how much room there is. Sent by the ledger to itself.
     LookForRoom,
 }
 
-/// How often a full disk is looked at while nobody else writes.
+/// How often the disk is looked at, so that health is true also while nobody writes.
 const LOOK_FOR_ROOM_EVERY: Duration = Duration::from_secs(1);
 
 impl fmt::Debug for Msg {
@@ -211,8 +214,16 @@ impl fmt::Debug for Msg {
 }
 
 enum GroupFate {
-    Durable,
+    Durable {
+        /// Commands that are on disk now; the others were refused one by one.
+        commands: usize,
+        /// A command found no room, although accepts were allowed to look for it.
+        full: bool,
+    },
+    /// Rolled back for want of room.
     Full,
+    /// Rolled back for another reason; each command knows it.
+    Refused,
     /// Nothing in memory may be trusted after it: escalate.
     Lost(StoreError),
 }
@@ -238,6 +249,11 @@ impl Actor for LedgerActor {
         Ok(state)
     }
 
+    async fn post_start(&self, me: ActorRef<Msg>, _: &mut State) -> Result<(), ActorProcessingErr> {
+        me.send_after(LOOK_FOR_ROOM_EVERY, || Msg::LookForRoom);
+        Ok(())
+    }
+
     async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
         match msg {
             Msg::Write(command) => {
@@ -246,16 +262,12 @@ impl Actor for LedgerActor {
             }
             Msg::Committed { store, fate } => {
                 failpoint::hit(Point::LedgerCommitted);
-                state.store = Some(store);
-                if let GroupFate::Full = fate {
-                    me.send_after(LOOK_FOR_ROOM_EVERY, || Msg::LookForRoom);
-                }
-                state.settle(fate)?;
+                let low = state.store.insert(store).low();
+                state.settle(fate, low)?;
             }
             Msg::LookForRoom => {
-                if *state.health.borrow() == Health::Full {
-                    state.waiting.push(Command::look_for_room());
-                }
+                me.send_after(LOOK_FOR_ROOM_EVERY, || Msg::LookForRoom);
+                state.look_for_room();
             }
         }
         self.commit_waiting(&me, state);
@@ -274,7 +286,10 @@ impl LedgerActor {
         let group = std::mem::replace(&mut state.waiting, rest);
         let me = me.clone();
         tokio::task::spawn_blocking(move || {
-            let fate = commit(store.as_mut(), group);
+            // A command that panics must not take the store along unheard: the actor would wait for it for ever.
+            let fate = catch_unwind(AssertUnwindSafe(|| commit(store.as_mut(), group)));
+            let fate =
+                fate.unwrap_or_else(|_| GroupFate::Lost(StoreError::Other("a command panicked".into())));
             // Fails only if the actor is gone; the store closes with the message.
             let _ = me.cast(Msg::Committed { store, fate });
         });
@@ -282,25 +297,47 @@ impl LedgerActor {
 }
 
 impl State {
-    fn settle(&mut self, fate: GroupFate) -> Result<(), ActorProcessingErr> {
-        let health = match fate {
-            GroupFate::Durable => {
-                self.outbox.send_modify(|n| *n = n.wrapping_add(1));
-                Health::Writing
+    fn settle(&mut self, fate: GroupFate, low: bool) -> Result<(), ActorProcessingErr> {
+        let room = if low { Health::Low } else { Health::Writing };
+        match fate {
+            GroupFate::Durable { commands, full } => {
+                if commands > 0 {
+                    self.outbox.send_modify(|n| *n = n.wrapping_add(1));
+                }
+                // A group of nothing proves nothing about a disk that was full.
+                let was_full = commands == 0 && *self.health.borrow() == Health::Full;
+                self.set_health(if was_full || (full && !low) { Health::Full } else { room });
             }
-            GroupFate::Full => Health::Full,
+            GroupFate::Full => self.set_health(Health::Full),
+            GroupFate::Refused => {}
             GroupFate::Lost(error) => {
                 Event::LedgerLost { detail: &error.to_string() }.emit();
                 return Err(error.into());
             }
-        };
+        }
+        Ok(())
+    }
+
+    /// A full disk is tried; otherwise a look at the free space is enough.
+    fn look_for_room(&mut self) {
+        // While a group is being committed, its fate will tell.
+        let Some(store) = &mut self.store else { return };
+        if *self.health.borrow() == Health::Full {
+            self.waiting.push(Command::look_for_room());
+        } else {
+            let health = if store.low() { Health::Low } else { Health::Writing };
+            self.set_health(health);
+        }
+    }
+
+    fn set_health(&self, health: Health) {
         if self.health.send_if_modified(|now| std::mem::replace(now, health) != health) {
             match health {
                 Health::Full => Event::LedgerFull {}.emit(),
+                Health::Low => Event::LedgerLow {}.emit(),
                 Health::Writing => Event::LedgerRoom {}.emit(),
             }
         }
-        Ok(())
     }
 }
 
@@ -340,10 +377,11 @@ fn commit(store: &mut dyn Store, group: Vec<Command>) -> GroupFate {
         store.rollback();
         return fail_group(survivors, error);
     }
+    let commands = survivors.len();
     for command in survivors {
         command.job.answer(Ok(()));
     }
-    if full { GroupFate::Full } else { GroupFate::Durable }
+    GroupFate::Durable { commands, full }
 }
 
 fn run_one(store: &mut dyn Store, job: &mut dyn Job) -> Result<(), StoreError> {
@@ -361,7 +399,7 @@ fn fail_group(group: Vec<Command>, error: StoreError) -> GroupFate {
         StoreError::Full { .. } => (LedgerError::Full, GroupFate::Full),
         StoreError::Other(detail) => {
             Event::LedgerCommandRefused { detail: &detail }.emit();
-            (LedgerError::Refused(detail), GroupFate::Durable)
+            (LedgerError::Refused(detail), GroupFate::Refused)
         }
         lost @ (StoreError::Medium(_) | StoreError::Corrupt(_)) => return GroupFate::Lost(lost),
     };
