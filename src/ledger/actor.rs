@@ -121,6 +121,15 @@ pub fn handle(reader: LedgerReader, limits: Limits) -> (LedgerHandle, Ledger) {
 impl Ledger {
     /// Starts the writer on `store`.
     pub async fn start(&self, store: Box<dyn Store>, supervisor: ActorCell) -> Result<ActorCell, SpawnErr> {
+        self.start_named(Some("ledger".into()), store, supervisor).await
+    }
+
+    async fn start_named(
+        &self,
+        name: Option<String>,
+        store: Box<dyn Store>,
+        supervisor: ActorCell,
+    ) -> Result<ActorCell, SpawnErr> {
         self.publisher.withdraw();
         let arguments = State {
             store: Some(store),
@@ -129,7 +138,7 @@ impl Ledger {
             health: self.health.clone(),
         };
         let actor = LedgerActor { group_max: self.group_max };
-        let (actor, _) = Actor::spawn_linked(Some("ledger".into()), actor, arguments, supervisor).await?;
+        let (actor, _) = Actor::spawn_linked(name, actor, arguments, supervisor).await?;
         let cell = actor.get_cell();
         self.publisher.publish(actor);
         Ok(cell)
@@ -407,4 +416,154 @@ fn fail_group(group: Vec<Command>, error: StoreError) -> GroupFate {
         command.job.answer(Err(answer.clone()));
     }
     fate
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::sqlite::{OpenOptions, open};
+    use crate::ledger::store::{AcceptAnswer, Addressing};
+    use crate::model::batch::NewBatch;
+    use crate::model::{BatchId, Language};
+
+    /// Hears of the end of the ledger, as the root supervisor does.
+    struct Parent;
+
+    impl Actor for Parent {
+        type Msg = ();
+        type State = watch::Sender<bool>;
+        type Arguments = watch::Sender<bool>;
+
+        async fn pre_start(
+            &self,
+            _: ActorRef<()>,
+            failed: watch::Sender<bool>,
+        ) -> Result<watch::Sender<bool>, ActorProcessingErr> {
+            Ok(failed)
+        }
+
+        async fn handle_supervisor_evt(
+            &self,
+            _: ActorRef<()>,
+            event: ractor::SupervisionEvent,
+            failed: &mut watch::Sender<bool>,
+        ) -> Result<(), ActorProcessingErr> {
+            if let ractor::SupervisionEvent::ActorFailed(..) = event {
+                failed.send_replace(true);
+            }
+            Ok(())
+        }
+    }
+
+    struct Running {
+        handle: LedgerHandle,
+        failed: watch::Receiver<bool>,
+        _dir: tempfile::TempDir,
+    }
+
+    async fn running(free_bytes_min: u64) -> Running {
+        let dir = tempfile::tempdir().unwrap();
+        let addressing = Addressing {
+            product: true,
+            summary_url: None,
+            language: Language::French,
+            dedupe_window: Duration::from_secs(60),
+        };
+        let options =
+            OpenOptions { addressing, claims_max: 4, free_bytes_min, readers: 2, boot_id: "boot".into() };
+        let opened = open(&dir.path().join("ledger.db"), options).unwrap();
+        let limits = Limits { queue_max: 64, group_max: 16, reply_within: Duration::from_secs(20) };
+        let (handle, ledger) = handle(opened.reader, limits);
+        let (tx, failed) = watch::channel(false);
+        let (parent, _) = Actor::spawn(None, Parent, tx).await.unwrap();
+        // A name is one per process, and tests run side by side.
+        ledger.start_named(None, Box::new(opened.store), parent.get_cell()).await.unwrap();
+        Running { handle, failed, _dir: dir }
+    }
+
+    fn empty_batch() -> NewBatch {
+        NewBatch {
+            batch_id: BatchId::mint(),
+            requester: "test".into(),
+            key: None,
+            body_hash: [0; 32],
+            force: true,
+            sites: Vec::new(),
+            webhook_url: None,
+            callback_url: None,
+            metadata: None,
+            products: Vec::new(),
+            ignored_3400: vec!["3400930000000".into()],
+        }
+    }
+
+    async fn accept(handle: &LedgerHandle) -> Result<AcceptAnswer, LedgerError> {
+        let batch = empty_batch();
+        handle.write(move |store| store.accept(&batch, 1)).await
+    }
+
+    #[tokio::test]
+    async fn what_was_answered_is_there_and_the_senders_hear_of_it() {
+        let Running { handle, _dir, .. } = running(0).await;
+        let mut outbox = handle.outbox();
+        outbox.mark_unchanged();
+        let all: Vec<_> = (0..20).map(|_| accept(&handle)).collect();
+        for accepted in all {
+            assert!(matches!(accepted.await, Ok(AcceptAnswer::Accepted(_))));
+        }
+        let tally = handle.reader().read(|reader| reader.batch("20")).await.unwrap();
+        assert!(tally.is_some());
+        outbox.changed().await.unwrap();
+        assert_eq!(*handle.health().borrow(), Health::Writing);
+    }
+
+    #[tokio::test]
+    async fn a_refused_command_leaves_its_group_and_the_ledger_as_they_are() {
+        let Running { handle, failed, _dir } = running(0).await;
+        let refused = handle.write(|store| {
+            store.accept(&empty_batch(), 1)?;
+            Err::<(), _>(StoreError::Other("on purpose".into()))
+        });
+        let (refused, accepted) = tokio::join!(refused, accept(&handle));
+        assert_eq!(refused, Err(LedgerError::Refused("on purpose".into())));
+        assert!(accepted.is_ok());
+        let batches =
+            handle.reader().read(|reader| Ok((reader.batch("1")?, reader.batch("2")?))).await.unwrap();
+        assert!(batches.0.is_some() && batches.1.is_none());
+        assert!(!*failed.borrow());
+    }
+
+    #[tokio::test]
+    async fn little_room_refuses_accepts_and_nothing_else() {
+        let Running { handle, failed, _dir } = running(u64::MAX).await;
+        let mut health = handle.health();
+        // Known before anybody asked.
+        tokio::time::timeout(Duration::from_secs(20), health.wait_for(|health| *health == Health::Low))
+            .await
+            .expect("the ledger looks for room by itself")
+            .unwrap();
+        let mut outbox = handle.outbox();
+        outbox.mark_unchanged();
+        let (accepted, touched) = tokio::join!(accept(&handle), handle.write(|store| store.touch()));
+        assert_eq!(accepted, Err(LedgerError::Full));
+        assert_eq!(touched, Ok(()));
+        outbox.changed().await.unwrap();
+        assert_eq!(*handle.health().borrow(), Health::Low);
+        assert!(!*failed.borrow());
+    }
+
+    #[tokio::test]
+    async fn a_command_that_panics_or_a_medium_that_fails_escalates() {
+        for medium in [true, false] {
+            let Running { handle, mut failed, _dir } = running(0).await;
+            let answer = handle.write(move |_| -> Result<(), _> {
+                if medium { Err(StoreError::Medium("on purpose".into())) } else { panic!("on purpose") }
+            });
+            assert_eq!(answer.await, Err(LedgerError::Unknown));
+            tokio::time::timeout(Duration::from_secs(20), failed.wait_for(|failed| *failed))
+                .await
+                .expect("the supervisor hears of it")
+                .unwrap();
+        }
+    }
 }

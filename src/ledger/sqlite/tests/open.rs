@@ -160,7 +160,8 @@ fn a_database_of_somebody_else_is_refused_and_left_alone() {
 
 #[test]
 fn a_corrupted_file_is_refused_with_what_to_do() {
-    let damage: [(&str, fn(&mut Vec<u8>)); 4] = [
+    type Damage = fn(&mut Vec<u8>);
+    let damage: [(&str, Damage); 4] = [
         ("its header", |bytes| bytes[..16].fill(b'x')),
         ("its schema", |bytes| bytes[100..4096].fill(0xff)),
         ("half of it", |bytes| bytes.truncate(bytes.len() / 2)),
