@@ -1,6 +1,7 @@
 //! One writer. Commands queue here; while one group is being committed the next one gathers.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,11 +46,13 @@ pub enum LedgerError {
     Unknown,
 }
 
-/// Whether the last group could be written.
+/// What may be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
     Writing,
-    /// `SQLITE_FULL`: accepts get 503 and visits pause until a write succeeds.
+    /// Less than `ledger.free_bytes_min` is free: accepts get 503, all else goes on.
+    Low,
+    /// The last group found no room: accepts get 503 and visits pause until a write succeeds.
     Full,
 }
 
@@ -118,6 +121,15 @@ pub fn handle(reader: LedgerReader, limits: Limits) -> (LedgerHandle, Ledger) {
 impl Ledger {
     /// Starts the writer on `store`.
     pub async fn start(&self, store: Box<dyn Store>, supervisor: ActorCell) -> Result<ActorCell, SpawnErr> {
+        self.start_named(Some("ledger".into()), store, supervisor).await
+    }
+
+    async fn start_named(
+        &self,
+        name: Option<String>,
+        store: Box<dyn Store>,
+        supervisor: ActorCell,
+    ) -> Result<ActorCell, SpawnErr> {
         self.publisher.withdraw();
         let arguments = State {
             store: Some(store),
@@ -126,7 +138,7 @@ impl Ledger {
             health: self.health.clone(),
         };
         let actor = LedgerActor { group_max: self.group_max };
-        let (actor, _) = Actor::spawn_linked(Some("ledger".into()), actor, arguments, supervisor).await?;
+        let (actor, _) = Actor::spawn_linked(name, actor, arguments, supervisor).await?;
         let cell = actor.get_cell();
         self.publisher.publish(actor);
         Ok(cell)
@@ -193,11 +205,11 @@ enum Msg {
     Write(Command),
     /// Tell: a group is done, and here is the store back. Sent by the ledger's own blocking task.
     Committed { store: Box<dyn Store>, fate: GroupFate },
-    /// Tell: the disk was full; look whether there is room again. Sent by the ledger to itself.
+    /// Tell: look how much room there is. Sent by the ledger to itself.
     LookForRoom,
 }
 
-/// How often a full disk is looked at while nobody else writes.
+/// How often the disk is looked at, so that health is true also while nobody writes.
 const LOOK_FOR_ROOM_EVERY: Duration = Duration::from_secs(1);
 
 impl fmt::Debug for Msg {
@@ -211,8 +223,16 @@ impl fmt::Debug for Msg {
 }
 
 enum GroupFate {
-    Durable,
+    Durable {
+        /// Commands that are on disk now; the others were refused one by one.
+        commands: usize,
+        /// A command found no room, although accepts were allowed to look for it.
+        full: bool,
+    },
+    /// Rolled back for want of room.
     Full,
+    /// Rolled back for another reason; each command knows it.
+    Refused,
     /// Nothing in memory may be trusted after it: escalate.
     Lost(StoreError),
 }
@@ -238,6 +258,11 @@ impl Actor for LedgerActor {
         Ok(state)
     }
 
+    async fn post_start(&self, me: ActorRef<Msg>, _: &mut State) -> Result<(), ActorProcessingErr> {
+        me.send_after(LOOK_FOR_ROOM_EVERY, || Msg::LookForRoom);
+        Ok(())
+    }
+
     async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
         match msg {
             Msg::Write(command) => {
@@ -246,16 +271,12 @@ impl Actor for LedgerActor {
             }
             Msg::Committed { store, fate } => {
                 failpoint::hit(Point::LedgerCommitted);
-                state.store = Some(store);
-                if let GroupFate::Full = fate {
-                    me.send_after(LOOK_FOR_ROOM_EVERY, || Msg::LookForRoom);
-                }
-                state.settle(fate)?;
+                let low = state.store.insert(store).low();
+                state.settle(fate, low)?;
             }
             Msg::LookForRoom => {
-                if *state.health.borrow() == Health::Full {
-                    state.waiting.push(Command::look_for_room());
-                }
+                me.send_after(LOOK_FOR_ROOM_EVERY, || Msg::LookForRoom);
+                state.look_for_room();
             }
         }
         self.commit_waiting(&me, state);
@@ -274,7 +295,10 @@ impl LedgerActor {
         let group = std::mem::replace(&mut state.waiting, rest);
         let me = me.clone();
         tokio::task::spawn_blocking(move || {
-            let fate = commit(store.as_mut(), group);
+            // A command that panics must not take the store along unheard: the actor would wait for it for ever.
+            let fate = catch_unwind(AssertUnwindSafe(|| commit(store.as_mut(), group)));
+            let fate =
+                fate.unwrap_or_else(|_| GroupFate::Lost(StoreError::Other("a command panicked".into())));
             // Fails only if the actor is gone; the store closes with the message.
             let _ = me.cast(Msg::Committed { store, fate });
         });
@@ -282,25 +306,47 @@ impl LedgerActor {
 }
 
 impl State {
-    fn settle(&mut self, fate: GroupFate) -> Result<(), ActorProcessingErr> {
-        let health = match fate {
-            GroupFate::Durable => {
-                self.outbox.send_modify(|n| *n = n.wrapping_add(1));
-                Health::Writing
+    fn settle(&mut self, fate: GroupFate, low: bool) -> Result<(), ActorProcessingErr> {
+        let room = if low { Health::Low } else { Health::Writing };
+        match fate {
+            GroupFate::Durable { commands, full } => {
+                if commands > 0 {
+                    self.outbox.send_modify(|n| *n = n.wrapping_add(1));
+                }
+                // A group of nothing proves nothing about a disk that was full.
+                let was_full = commands == 0 && *self.health.borrow() == Health::Full;
+                self.set_health(if was_full || (full && !low) { Health::Full } else { room });
             }
-            GroupFate::Full => Health::Full,
+            GroupFate::Full => self.set_health(Health::Full),
+            GroupFate::Refused => {}
             GroupFate::Lost(error) => {
                 Event::LedgerLost { detail: &error.to_string() }.emit();
                 return Err(error.into());
             }
-        };
+        }
+        Ok(())
+    }
+
+    /// A full disk is tried; otherwise a look at the free space is enough.
+    fn look_for_room(&mut self) {
+        // While a group is being committed, its fate will tell.
+        let Some(store) = &mut self.store else { return };
+        if *self.health.borrow() == Health::Full {
+            self.waiting.push(Command::look_for_room());
+        } else {
+            let health = if store.low() { Health::Low } else { Health::Writing };
+            self.set_health(health);
+        }
+    }
+
+    fn set_health(&self, health: Health) {
         if self.health.send_if_modified(|now| std::mem::replace(now, health) != health) {
             match health {
                 Health::Full => Event::LedgerFull {}.emit(),
+                Health::Low => Event::LedgerLow {}.emit(),
                 Health::Writing => Event::LedgerRoom {}.emit(),
             }
         }
-        Ok(())
     }
 }
 
@@ -340,10 +386,11 @@ fn commit(store: &mut dyn Store, group: Vec<Command>) -> GroupFate {
         store.rollback();
         return fail_group(survivors, error);
     }
+    let commands = survivors.len();
     for command in survivors {
         command.job.answer(Ok(()));
     }
-    if full { GroupFate::Full } else { GroupFate::Durable }
+    GroupFate::Durable { commands, full }
 }
 
 fn run_one(store: &mut dyn Store, job: &mut dyn Job) -> Result<(), StoreError> {
@@ -361,7 +408,7 @@ fn fail_group(group: Vec<Command>, error: StoreError) -> GroupFate {
         StoreError::Full { .. } => (LedgerError::Full, GroupFate::Full),
         StoreError::Other(detail) => {
             Event::LedgerCommandRefused { detail: &detail }.emit();
-            (LedgerError::Refused(detail), GroupFate::Durable)
+            (LedgerError::Refused(detail), GroupFate::Refused)
         }
         lost @ (StoreError::Medium(_) | StoreError::Corrupt(_)) => return GroupFate::Lost(lost),
     };
@@ -369,4 +416,154 @@ fn fail_group(group: Vec<Command>, error: StoreError) -> GroupFate {
         command.job.answer(Err(answer.clone()));
     }
     fate
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::sqlite::{OpenOptions, open};
+    use crate::ledger::store::{AcceptAnswer, Addressing};
+    use crate::model::batch::NewBatch;
+    use crate::model::{BatchId, Language};
+
+    /// Hears of the end of the ledger, as the root supervisor does.
+    struct Parent;
+
+    impl Actor for Parent {
+        type Msg = ();
+        type State = watch::Sender<bool>;
+        type Arguments = watch::Sender<bool>;
+
+        async fn pre_start(
+            &self,
+            _: ActorRef<()>,
+            failed: watch::Sender<bool>,
+        ) -> Result<watch::Sender<bool>, ActorProcessingErr> {
+            Ok(failed)
+        }
+
+        async fn handle_supervisor_evt(
+            &self,
+            _: ActorRef<()>,
+            event: ractor::SupervisionEvent,
+            failed: &mut watch::Sender<bool>,
+        ) -> Result<(), ActorProcessingErr> {
+            if let ractor::SupervisionEvent::ActorFailed(..) = event {
+                failed.send_replace(true);
+            }
+            Ok(())
+        }
+    }
+
+    struct Running {
+        handle: LedgerHandle,
+        failed: watch::Receiver<bool>,
+        _dir: tempfile::TempDir,
+    }
+
+    async fn running(free_bytes_min: u64) -> Running {
+        let dir = tempfile::tempdir().unwrap();
+        let addressing = Addressing {
+            product: true,
+            summary_url: None,
+            language: Language::French,
+            dedupe_window: Duration::from_secs(60),
+        };
+        let options =
+            OpenOptions { addressing, claims_max: 4, free_bytes_min, readers: 2, boot_id: "boot".into() };
+        let opened = open(&dir.path().join("ledger.db"), options).unwrap();
+        let limits = Limits { queue_max: 64, group_max: 16, reply_within: Duration::from_secs(20) };
+        let (handle, ledger) = handle(opened.reader, limits);
+        let (tx, failed) = watch::channel(false);
+        let (parent, _) = Actor::spawn(None, Parent, tx).await.unwrap();
+        // A name is one per process, and tests run side by side.
+        ledger.start_named(None, Box::new(opened.store), parent.get_cell()).await.unwrap();
+        Running { handle, failed, _dir: dir }
+    }
+
+    fn empty_batch() -> NewBatch {
+        NewBatch {
+            batch_id: BatchId::mint(),
+            requester: "test".into(),
+            key: None,
+            body_hash: [0; 32],
+            force: true,
+            sites: Vec::new(),
+            webhook_url: None,
+            callback_url: None,
+            metadata: None,
+            products: Vec::new(),
+            ignored_3400: vec!["3400930000000".into()],
+        }
+    }
+
+    async fn accept(handle: &LedgerHandle) -> Result<AcceptAnswer, LedgerError> {
+        let batch = empty_batch();
+        handle.write(move |store| store.accept(&batch, 1)).await
+    }
+
+    #[tokio::test]
+    async fn what_was_answered_is_there_and_the_senders_hear_of_it() {
+        let Running { handle, _dir, .. } = running(0).await;
+        let mut outbox = handle.outbox();
+        outbox.mark_unchanged();
+        let all: Vec<_> = (0..20).map(|_| accept(&handle)).collect();
+        for accepted in all {
+            assert!(matches!(accepted.await, Ok(AcceptAnswer::Accepted(_))));
+        }
+        let tally = handle.reader().read(|reader| reader.batch("20")).await.unwrap();
+        assert!(tally.is_some());
+        outbox.changed().await.unwrap();
+        assert_eq!(*handle.health().borrow(), Health::Writing);
+    }
+
+    #[tokio::test]
+    async fn a_refused_command_leaves_its_group_and_the_ledger_as_they_are() {
+        let Running { handle, failed, _dir } = running(0).await;
+        let refused = handle.write(|store| {
+            store.accept(&empty_batch(), 1)?;
+            Err::<(), _>(StoreError::Other("on purpose".into()))
+        });
+        let (refused, accepted) = tokio::join!(refused, accept(&handle));
+        assert_eq!(refused, Err(LedgerError::Refused("on purpose".into())));
+        assert!(accepted.is_ok());
+        let batches =
+            handle.reader().read(|reader| Ok((reader.batch("1")?, reader.batch("2")?))).await.unwrap();
+        assert!(batches.0.is_some() && batches.1.is_none());
+        assert!(!*failed.borrow());
+    }
+
+    #[tokio::test]
+    async fn little_room_refuses_accepts_and_nothing_else() {
+        let Running { handle, failed, _dir } = running(u64::MAX).await;
+        let mut health = handle.health();
+        // Known before anybody asked.
+        tokio::time::timeout(Duration::from_secs(20), health.wait_for(|health| *health == Health::Low))
+            .await
+            .expect("the ledger looks for room by itself")
+            .unwrap();
+        let mut outbox = handle.outbox();
+        outbox.mark_unchanged();
+        let (accepted, touched) = tokio::join!(accept(&handle), handle.write(|store| store.touch()));
+        assert_eq!(accepted, Err(LedgerError::Full));
+        assert_eq!(touched, Ok(()));
+        outbox.changed().await.unwrap();
+        assert_eq!(*handle.health().borrow(), Health::Low);
+        assert!(!*failed.borrow());
+    }
+
+    #[tokio::test]
+    async fn a_command_that_panics_or_a_medium_that_fails_escalates() {
+        for medium in [true, false] {
+            let Running { handle, mut failed, _dir } = running(0).await;
+            let answer = handle.write(move |_| -> Result<(), _> {
+                if medium { Err(StoreError::Medium("on purpose".into())) } else { panic!("on purpose") }
+            });
+            assert_eq!(answer.await, Err(LedgerError::Unknown));
+            tokio::time::timeout(Duration::from_secs(20), failed.wait_for(|failed| *failed))
+                .await
+                .expect("the supervisor hears of it")
+                .unwrap();
+        }
+    }
 }

@@ -103,6 +103,11 @@ pub trait Store: Send {
     fn commit(&mut self) -> Result<(), StoreError>;
     fn rollback(&mut self);
 
+    /// Whether there is so little room that accepts are refused ([`StoreError::Full`]) while all else goes on.
+    fn low(&mut self) -> bool {
+        false
+    }
+
     fn readdress(&mut self, addressing: Addressing);
 
     /// Transaction 1.

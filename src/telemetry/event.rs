@@ -75,6 +75,8 @@ events! {
 
     /// The ledger's disk is full: accepts get 503, visits pause.
     LedgerFull = "ledger_full", ERROR, "no room on the ledger's disk: accepts get 503, visits pause" {}
+    /// Less than `ledger.free_bytes_min` is free on the ledger's disk: accepts get 503, all else goes on.
+    LedgerLow = "ledger_low", WARN, "little room on the ledger's disk: accepts get 503" {}
     /// The ledger can write again.
     LedgerRoom = "ledger_room", INFO, "the ledger can write again" {}
     /// The ledger's disk failed; nothing in memory is trusted and the process ends.

@@ -1,5 +1,6 @@
 //! The reading side. Its statements never wait for the writer: in WAL mode each sees the last commit.
 
+use rusqlite::types::FromSql;
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 
 use super::super::store::{
@@ -126,13 +127,10 @@ fn product_view(row: &Row<'_>) -> rusqlite::Result<ProductView> {
     })
 }
 
-fn read_array<T: rusqlite::types::FromSql, const N: usize>(
+fn read_array<T: FromSql + Default + Copy, const N: usize>(
     row: &Row<'_>,
     at: usize,
-) -> rusqlite::Result<[T; N]>
-where
-    T: Default + Copy,
-{
+) -> rusqlite::Result<[T; N]> {
     let mut array = [T::default(); N];
     for (column, value) in (at..).zip(&mut array) {
         *value = row.get(column)?;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row, params};
 use serde_json::value::RawValue;
@@ -90,6 +91,8 @@ pub(super) fn to_json(value: &impl serde::Serialize) -> Result<String, StoreErro
 const WAL_BYTES_MAX: u64 = 64 << 20;
 /// How often its size is looked at.
 const WAL_LOOK_EVERY: u32 = 64;
+/// How long the end waits for readers.
+const CLOSE_WITHIN: Duration = Duration::from_millis(200);
 
 impl SqliteStore {
     pub(super) fn new(
@@ -191,15 +194,11 @@ impl SqliteStore {
     }
 
     /// Whether accepts are refused although the rest may still be written.
-    fn is_low(&mut self) -> Result<bool, StoreError> {
-        if self.free_bytes_min == 0 {
-            return Ok(false);
+    fn is_low(&mut self) -> bool {
+        match self.low {
+            Some(low) => low,
+            None => self.low(),
         }
-        if let Some(low) = self.low {
-            return Ok(low);
-        }
-        let free = free_bytes(&self.path)?;
-        Ok(*self.low.insert(free < self.free_bytes_min))
     }
 
     /// What an earlier submit got, if this one repeats it.
@@ -487,6 +486,15 @@ impl SqliteStore {
     }
 }
 
+/// An orderly end leaves one complete file: SQLite itself does so only if the writer is the last to close.
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        let _ = self.connection.busy_timeout(CLOSE_WITHIN);
+        // If it cannot be done now, the next start does it.
+        let _ = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    }
+}
+
 struct Entry {
     index: u32,
     ean: String,
@@ -496,9 +504,9 @@ struct Entry {
 }
 
 /// Bytes that an unprivileged process may still write beside `path`.
-fn free_bytes(path: &Path) -> Result<u64, StoreError> {
-    let stat = rustix::fs::statvfs(path).map_err(|error| StoreError::Medium(error.to_string()))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+fn free_bytes(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// The first answer to the submit whose batch has `value` in `column`.
@@ -571,6 +579,13 @@ impl Store for SqliteStore {
         }
     }
 
+    fn low(&mut self) -> bool {
+        // A disk that does not say how much is free is found full by writing.
+        let low =
+            self.free_bytes_min > 0 && free_bytes(&self.path).is_some_and(|free| free < self.free_bytes_min);
+        *self.low.insert(low)
+    }
+
     fn readdress(&mut self, addressing: Addressing) {
         self.addressing = addressing;
     }
@@ -580,7 +595,7 @@ impl Store for SqliteStore {
             return Ok(answer);
         }
         // After the look for a repeat: that one needs no room.
-        if self.is_low()? {
+        if self.is_low() {
             return Err(StoreError::Full { group_lost: false });
         }
         if batch.products.len() > number::INDEX_MAX as usize {
@@ -746,7 +761,7 @@ impl Store for SqliteStore {
         Ok(())
     }
 
-    fn release_summaries(&mut self, now_ms: i64, wait: std::time::Duration) -> Result<u32, StoreError> {
+    fn release_summaries(&mut self, now_ms: i64, wait: Duration) -> Result<u32, StoreError> {
         self.release_ripe(now_ms, wait)
     }
 
