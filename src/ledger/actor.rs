@@ -126,7 +126,7 @@ impl Ledger {
             health: self.health.clone(),
         };
         let actor = LedgerActor { group_max: self.group_max };
-        let (actor, _) = Actor::spawn_linked(Some("ledger".into()), actor, arguments, supervisor).await?;
+        let (actor, _) = Actor::spawn_linked(None, actor, arguments, supervisor).await?;
         let cell = actor.get_cell();
         self.publisher.publish(actor);
         Ok(cell)
