@@ -13,6 +13,7 @@ pub enum Point {
     LaneAttempt,
     LaneAnswered,
     LaneRecorded,
+    LaneDrain,
     SenderTick,
     ScrapersAsk,
     ScrapersIdle,
@@ -31,13 +32,14 @@ pub enum Point {
 }
 
 impl Point {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::LedgerWrite,
         Self::LedgerCommitted,
         Self::LaneWake,
         Self::LaneAttempt,
         Self::LaneAnswered,
         Self::LaneRecorded,
+        Self::LaneDrain,
         Self::SenderTick,
         Self::ScrapersAsk,
         Self::ScrapersIdle,
@@ -63,6 +65,7 @@ impl Point {
             Self::LaneAttempt => "lane.attempt",
             Self::LaneAnswered => "lane.answered",
             Self::LaneRecorded => "lane.recorded",
+            Self::LaneDrain => "lane.drain",
             Self::SenderTick => "sender.tick",
             Self::ScrapersAsk => "scrapers.ask",
             Self::ScrapersIdle => "scrapers.idle",

@@ -30,8 +30,6 @@ pub mod target;
 pub mod verdict;
 
 #[cfg(test)]
-mod fake;
-#[cfg(test)]
 mod tests;
 
 use std::time::Duration;

@@ -159,6 +159,6 @@ events! {
     EndpointStopped = "endpoint_stopped", ERROR, "endpoint answered 410: stopped until resumed" { endpoint: &'a str }
     /// Summaries of ended batches were released.
     SummaryReleased = "summary_released", INFO, "summaries released" { batches: u64 }
-    /// The wall clock jumped against the monotonic one; due times were moved with it.
-    ClockJumped = "clock_jumped", WARN, "wall clock jumped: due times are moved with it" { by_ms: i64 }
+    /// The wall clock jumped against the monotonic one; no delivery waits longer for it.
+    ClockJumped = "clock_jumped", WARN, "wall clock jumped" { by_ms: i64 }
 }

@@ -16,7 +16,7 @@ use super::in_hand::InHand;
 use super::lane::actor::{self as lane_actor, Handling, LaneActor, insist, is_due, webhook_id};
 use super::{Settings, target};
 use crate::failpoint::{self, Point};
-use crate::ledger::store::{LaneView, Recorded};
+use crate::ledger::store::{LaneView, Recorded, Store};
 use crate::ledger::{LedgerError, LedgerHandle};
 use crate::model::delivery::{AttemptRecord, AttemptResult, DeliveryNo, DueDelivery, Endpoint, LaneNo};
 use crate::supervisor::address::{self, Address, Publisher};
@@ -114,7 +114,8 @@ impl Webhook {
             readmit: true,
             draining: false,
         };
-        let (actor, _) = Actor::spawn_linked(Some("webhook".into()), Sender, state, supervisor).await?;
+        // Without a name: names are one for the whole process, and tests run several senders in it.
+        let (actor, _) = Actor::spawn_linked(None, Sender, state, supervisor).await?;
         let cell = actor.get_cell();
         self.publisher.publish(actor);
         Ok(cell)
@@ -162,23 +163,36 @@ impl Deps {
     }
 }
 
-/// Makes a lane panic at `point` (none: in the task of an attempt) so many times.
+/// Makes a lane panic, and counts what it passes.
 #[cfg(test)]
 #[derive(Clone, Debug, Default)]
-pub(super) struct Trap(Arc<std::sync::Mutex<Vec<(Option<Point>, Option<DeliveryNo>, u32)>>>);
+pub(super) struct Trap(Arc<std::sync::Mutex<TrapState>>);
+
+#[cfg(test)]
+#[derive(Debug, Default)]
+struct TrapState {
+    /// Point (none: in the task of an attempt), delivery, and how many times yet.
+    set: Vec<(Option<Point>, Option<DeliveryNo>, u32)>,
+    passed: Vec<Point>,
+}
 
 #[cfg(test)]
 impl Trap {
     pub(super) fn set(&self, point: Option<Point>, no: Option<DeliveryNo>, times: u32) {
-        self.0.lock().unwrap().push((point, no, times));
+        self.0.lock().unwrap().set.push((point, no, times));
+    }
+
+    pub(super) fn passed(&self, point: Point) -> usize {
+        self.0.lock().unwrap().passed.iter().filter(|passed| **passed == point).count()
     }
 
     fn step(&self, point: Option<Point>, no: Option<DeliveryNo>) {
-        let mut traps = self.0.lock().unwrap();
-        let trap = traps.iter_mut().find(|(p, n, left)| *p == point && *n == no && 0 < *left);
-        let Some((_, _, left)) = trap else { return };
+        let mut state = self.0.lock().unwrap();
+        state.passed.extend(point);
+        let sprung = state.set.iter_mut().find(|(p, n, left)| *p == point && *n == no && 0 < *left);
+        let Some((_, _, left)) = sprung else { return };
         *left -= 1;
-        drop(traps);
+        drop(state);
         panic!("trap at {point:?} for {no:?}");
     }
 }
@@ -234,7 +248,7 @@ struct State {
     tasks: JoinSet<()>,
     chores: Option<JoinHandle<()>>,
     chores_due: Instant,
-    /// Jumps of the wall clock that the ledger has not heard of.
+    /// Jumps back of the wall clock that the ledger has not heard of.
     shift_ms: i64,
     /// Withheld deliveries may be allowed now.
     readmit: bool,
@@ -309,7 +323,9 @@ impl Actor for Sender {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match event {
-            SupervisionEvent::ActorFailed(cell, error) => state.on_lane_failed(&me, &cell, &error.to_string()),
+            SupervisionEvent::ActorFailed(cell, error) => {
+                state.on_lane_failed(&me, &cell, &error.to_string())
+            }
             SupervisionEvent::ActorTerminated(cell, _, _) => {
                 if let Some(lane) = state.lane_of(&cell) {
                     state.lanes.remove(&lane);
@@ -354,8 +370,7 @@ impl State {
         now: Moment,
         settings: &Settings,
     ) -> Result<Duration, ActorProcessingErr> {
-        // At the end of time: what it has is withheld.
-        if view.stopped || view.next_due_at_ms == i64::MAX {
+        if view.stopped {
             return Ok(LOOK_EVERY);
         }
         if !is_due(view.next_due_at_ms, now.wall_ms, settings.interval_max()) {
@@ -447,7 +462,8 @@ impl State {
         });
         if let Some(jump_ms) = jump {
             Event::ClockJumped { by_ms: jump_ms }.emit();
-            self.shift_ms += jump_ms;
+            // Ahead: due times only come early. To move them would put off what was accepted since the jump.
+            self.shift_ms += jump_ms.min(0);
             self.chores_due = Instant::now();
         }
     }
@@ -534,7 +550,7 @@ async fn charge(deps: &Deps, delivery: &DueDelivery) {
         answer_unseen: true,
         patience_used_ms: delivery.patience_used_ms,
     };
-    let command = move |store: &mut dyn crate::ledger::store::Store| {
+    let command = move |store: &mut dyn Store| {
         let panics = store.record_lane_panic(record.no)?;
         if panics < claims_max {
             return Ok(None);
@@ -567,7 +583,8 @@ struct Chores {
 }
 
 impl Chores {
-    /// Due times keep their distance when the clock jumps (rule 4). Returns what is still to be shifted.
+    /// The clock jumped back: due times follow, and wait no longer than before (rule 4). Returns what is still to be
+    /// shifted.
     async fn shift(&self, by_ms: i64) -> i64 {
         match self.deps.ledger.write(move |store| store.shift_due(by_ms)).await {
             // Unknown is most likely done; twice would be worse than late.
@@ -578,7 +595,9 @@ impl Chores {
 
     /// What was withheld waits again if there is somewhere to send it to. `true`: nothing is left to do.
     async fn readmit(&self) -> bool {
-        let Ok(views) = self.deps.ledger.reader().read(|read| read.lanes()).await else { return false };
+        let Ok(views) = self.deps.ledger.reader().read(|read| read.withheld_lanes()).await else {
+            return false;
+        };
         let mut done = true;
         for view in views.iter().filter(|view| target::resolve(&view.endpoint, &self.settings).is_ok()) {
             let (lane, now_ms) = (view.no, self.deps.time.now().wall_ms);

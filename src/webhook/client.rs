@@ -80,7 +80,8 @@ impl Client {
 /// The head decides, but for a page that may be n8n's start-up page: that one must be read to its end.
 async fn read(mut response: reqwest::Response) -> Answer {
     let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-    let html = text(CONTENT_TYPE).is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/html"));
+    let html = text(CONTENT_TYPE)
+        .is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/html"));
     let retry_after = text(RETRY_AFTER).map(str::to_owned);
     let status = response.status();
     let limit = if status.is_success() { TAKEN_BYTES_MAX } else { REFUSAL_BYTES_MAX };

@@ -296,7 +296,11 @@ mod tests {
     fn five_failures_of_one_of_many_do_not_park() {
         let mut lane = Lane::default();
         assert!((0..20).all(|_| fail(&mut lane, 7, 0).parked.is_none()));
-        assert_eq!(fail(&mut lane, 8, 0).parked, Some(21), "the second delivery shows that it is the endpoint");
+        assert_eq!(
+            fail(&mut lane, 8, 0).parked,
+            Some(21),
+            "the second delivery shows that it is the endpoint"
+        );
     }
 
     #[test]
@@ -399,7 +403,10 @@ mod tests {
             waits.push(setback.after);
             now += secs(2);
         }
-        assert!(waits.windows(2).all(|pair| pair[0] <= pair[1] || pair[1] * 4 >= secs(3_600) * 3), "{waits:?}");
+        assert!(
+            waits.windows(2).all(|pair| pair[0] <= pair[1] || pair[1] * 4 >= secs(3_600) * 3),
+            "{waits:?}"
+        );
         assert!(waits[0] <= secs(10) && secs(2_700) <= waits[11], "{waits:?}");
     }
 
@@ -412,7 +419,9 @@ mod tests {
 
     #[test]
     fn the_wait_is_the_same_for_the_same_id_and_attempt() {
-        let wait = |webhook_id, attempts| backoff(secs(10), secs(99), 0, &Failure { webhook_id, attempts, ..failure(1) });
+        let wait = |webhook_id, attempts| {
+            backoff(secs(10), secs(99), 0, &Failure { webhook_id, attempts, ..failure(1) })
+        };
         assert_eq!(wait("msg_1", 3), wait("msg_1", 3));
         let waits: std::collections::BTreeSet<_> =
             (0..50).map(|n| wait(Box::leak(format!("msg_{n}").into()), 0)).collect();

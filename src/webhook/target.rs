@@ -61,7 +61,7 @@ fn split_port(entry: &str) -> (&str, Option<u16>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::webhook::fake;
+    use crate::webhook::tests::settings;
 
     fn check(url: &str, hosts: &[&str]) -> Result<(), String> {
         let hosts: Vec<String> = hosts.iter().map(|&host| host.to_owned()).collect();
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_named_endpoint_has_the_url_of_the_configuration_of_now() {
-        let mut settings = fake::settings("http://127.0.0.1:1/product");
+        let mut settings = settings("http://127.0.0.1:1/product");
         assert_eq!(resolve(&Endpoint::Product, &settings).unwrap().path(), "/product");
         settings.product_url = None;
         assert!(resolve(&Endpoint::Product, &settings).unwrap_err().contains("webhooks.product_url"));
@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_url_of_a_batch_keeps_its_query() {
-        let mut settings = fake::settings("http://127.0.0.1:1/");
+        let mut settings = settings("http://127.0.0.1:1/");
         settings.allowed_hosts = vec!["localhost".into()];
         let text = "http://localhost:5678/webhook-waiting/7?signature=abc";
         assert_eq!(resolve(&Endpoint::Url(text.into()), &settings).unwrap().as_str(), text);

@@ -151,7 +151,12 @@ mod tests {
         (401, "", "Unauthorized", "again"),
         (402, "", "", "again"),
         (403, "", "Authorization data is wrong!", "again"),
-        (404, "application/json", r#"{"code":404,"message":"The requested webhook is not registered."}"#, "again"),
+        (
+            404,
+            "application/json",
+            r#"{"code":404,"message":"The requested webhook is not registered."}"#,
+            "again",
+        ),
         (404, "text/html", "<html>Cannot POST /webhook/x</html>", "again"),
         (405, "", "", "again"),
         (408, "", "", "again"),
@@ -223,7 +228,9 @@ mod tests {
     #[test]
     fn an_answer_that_asks_for_time_gets_it() {
         let response = Response { status: 429, retry_after: Some("30".into()), ..Response::default() };
-        let Verdict::Again { retry_after, .. } = judge(&Answer::Response(response), false, 0) else { panic!() };
+        let Verdict::Again { retry_after, .. } = judge(&Answer::Response(response), false, 0) else {
+            panic!()
+        };
         assert_eq!(retry_after, Some(Duration::from_secs(30)));
     }
 }

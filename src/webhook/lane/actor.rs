@@ -90,6 +90,7 @@ pub struct Written {
 #[derive(Debug)]
 pub struct LaneActor;
 
+#[expect(missing_debug_implementations, reason = "ractor wants it public; nobody prints it")]
 pub struct State {
     args: Args,
     lane: Lane,
@@ -156,7 +157,10 @@ impl Actor for LaneActor {
             Msg::Attempted { no, attempted } => state.on_attempted(&me, no, attempted),
             Msg::Lost { no } => state.on_lost(&me, no),
             Msg::Recorded { no, written } => state.on_recorded(no, &written),
-            Msg::Drain => state.draining = true,
+            Msg::Drain => {
+                state.draining = true;
+                state.args.deps.pass(Point::LaneDrain, None);
+            }
         }
         // Reached without a panic: nobody is to be charged for what comes next.
         state.args.handling.take();
@@ -348,7 +352,8 @@ impl State {
 
     /// Rule 9: from the first own attempt, only while the process ran.
     fn patience_used_ms(&self, delivery: &DueDelivery, now: Moment) -> u64 {
-        let ran = delivery.last_attempt_at_ms.map(|last_ms| self.args.clock.borrow().ran_since(last_ms, now));
+        let last_ms = delivery.last_attempt_at_ms.filter(|_| 0 < delivery.attempts);
+        let ran = last_ms.map(|last_ms| self.args.clock.borrow().ran_since(last_ms, now));
         delivery.patience_used_ms.saturating_add(ran.map_or(0, millis))
     }
 
@@ -499,7 +504,8 @@ fn tell(delivery: &DueDelivery, settled: &Settled, written: &Written) {
         .emit(),
         AttemptResult::Again { after_ms } => {
             let again_in_ms = after_ms;
-            Event::DeliveryRetried { batch_id, webhook_id, endpoint, attempt, status, reason, again_in_ms }.emit();
+            Event::DeliveryRetried { batch_id, webhook_id, endpoint, attempt, status, reason, again_in_ms }
+                .emit();
         }
         AttemptResult::Dead => {
             Event::DeliveryDead { batch_id, webhook_id, endpoint, attempt, status, reason }.emit();
@@ -518,9 +524,9 @@ async fn write_record(ledger: &LedgerHandle, record: AttemptRecord) -> Written {
 
 /// A panic with this delivery in hand: counted, and at `claims_max` its end (rule 2).
 async fn write_panic(ledger: &LedgerHandle, record: AttemptRecord, claims_max: u32) -> Written {
+    let mut record = record;
     let ((recorded, result), unsure) = insist(ledger, move |store| {
         let panics = store.record_lane_panic(record.no)?;
-        let mut record = record.clone();
         if claims_max <= panics {
             record.result = AttemptResult::Dead;
             record.detail = gave_up(panics);
@@ -544,7 +550,7 @@ const INSIST_MAX: Duration = Duration::from_secs(10);
 pub async fn insist<T, F>(ledger: &LedgerHandle, command: F) -> (T, bool)
 where
     T: Send + 'static,
-    F: Fn(&mut dyn Store) -> Result<T, StoreError> + Clone + Send + 'static,
+    F: FnOnce(&mut dyn Store) -> Result<T, StoreError> + Clone + Send + 'static,
 {
     let mut wait = INSIST_MIN;
     let mut unsure = false;
