@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -26,6 +26,8 @@ use crate::telemetry::Event;
 /// What the way in needs of the rest.
 #[derive(Debug)]
 pub struct Args {
+    /// Let go of by [`Ingress::drain`]; whoever wants it to stay bound keeps another hold on it.
+    pub listener: Arc<TcpListener>,
     pub ledger: LedgerHandle,
     pub settings: watch::Receiver<Arc<Settings>>,
     /// What `/readyz` tells besides: Tor, circuits, shops.
@@ -46,6 +48,8 @@ pub struct Shared {
     pub(super) settings: watch::Receiver<Arc<Settings>>,
     pub(super) status: watch::Receiver<serde_json::Value>,
     batches: watch::Sender<u64>,
+    /// None once the drain has begun.
+    listener: std::sync::Mutex<Option<Arc<TcpListener>>>,
     pub(super) phase: watch::Sender<Phase>,
     /// One for each connection (I1); all of them back means that nobody is asking any more.
     slots: Arc<Semaphore>,
@@ -79,14 +83,9 @@ pub enum Phase {
     Cut,
 }
 
-/// How long the parts of a drain may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Drain {
-    /// How long a silent connection is kept for a submit that may be on its way.
-    pub idle_for: Duration,
-    /// All of it.
-    pub within: Duration,
-}
+/// How long a drain keeps a silent connection for a submit that may be on its way: the slowest round trip there is, and
+/// a person does not notice it.
+const IDLE_FOR_MAX: Duration = Duration::from_secs(1);
 
 /// How a drain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,35 +96,43 @@ pub struct Drained {
 
 impl Ingress {
     pub fn new(args: Args) -> Self {
-        let Args { ledger, settings, status, batches } = args;
+        let Args { listener, ledger, settings, status, batches } = args;
         let connections = settings.borrow().limits.connections_max.clamp(1, Semaphore::MAX_PERMITS);
         let slots_max = u32::try_from(connections).unwrap_or(u32::MAX);
         let slots = Arc::new(Semaphore::new(slots_max as usize));
-        let phase = watch::Sender::new(Phase::Serving);
-        let probe = Mutex::new(None);
-        let shared = Shared { ledger, settings, status, batches, phase, slots, slots_max, probe };
+        let shared = Shared {
+            ledger,
+            settings,
+            status,
+            batches,
+            listener: std::sync::Mutex::new(Some(listener)),
+            phase: watch::Sender::new(Phase::Serving),
+            slots,
+            slots_max,
+            probe: Mutex::new(None),
+        };
         Self { shared: Arc::new(shared) }
     }
 
-    /// Accepts from `listener`, which is let go of when the actor ends or drains. Connections of an earlier actor go on.
-    pub async fn start(
-        &self,
-        listener: Arc<TcpListener>,
-        supervisor: ActorCell,
-    ) -> Result<ActorCell, SpawnErr> {
+    /// Starts accepting, again if need be. Connections of an earlier actor go on.
+    pub async fn start(&self, supervisor: ActorCell) -> Result<ActorCell, SpawnErr> {
+        let listener = self.shared.listener.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let actor = IngressActor { shared: Arc::clone(&self.shared) };
-        let (actor, _) = Actor::spawn_linked(Some("ingress".into()), actor, listener, supervisor).await?;
+        // Without a name: ractor's names are global, and two of these in one process (tests) would collide.
+        let (actor, _) = Actor::spawn_linked(None, actor, listener, supervisor).await?;
         Ok(actor.get_cell())
     }
 
     /// Stops accepting at once, answers what is in flight or still comes on open connections, and returns when the last
-    /// is closed. Call it before the actor is stopped: connections just accepted are still in its mailbox.
-    pub async fn drain(&self, drain: Drain) -> Drained {
-        let Shared { phase, slots, slots_max, .. } = self.shared.as_ref();
-        let started = Instant::now();
+    /// is closed, or cut at `until`. Call it before the actor is stopped: connections just accepted are in its mailbox.
+    pub async fn drain(&self, until: Instant) -> Drained {
+        let Shared { phase, slots, slots_max, listener, .. } = self.shared.as_ref();
+        let now = Instant::now();
+        let idle_until = now + (until.saturating_duration_since(now) / 2).min(IDLE_FOR_MAX);
         phase.send_replace(Phase::Draining);
-        for (until, next) in [(drain.idle_for, Phase::Closing), (drain.within, Phase::Cut)] {
-            if timeout_at(started + until.min(drain.within), slots.acquire_many(*slots_max)).await.is_ok() {
+        drop(listener.lock().unwrap_or_else(PoisonError::into_inner).take());
+        for (until, next) in [(idle_until, Phase::Closing), (until, Phase::Cut)] {
+            if timeout_at(until, slots.acquire_many(*slots_max)).await.is_ok() {
                 return Drained { cut: 0 };
             }
             phase.send_replace(next);
@@ -153,14 +160,15 @@ struct IngressActor {
 impl Actor for IngressActor {
     type Msg = Msg;
     type State = AcceptLoop;
-    type Arguments = Arc<TcpListener>;
+    type Arguments = Option<Arc<TcpListener>>;
 
     async fn pre_start(
         &self,
         me: ActorRef<Msg>,
-        listener: Arc<TcpListener>,
+        listener: Option<Arc<TcpListener>>,
     ) -> Result<AcceptLoop, ActorProcessingErr> {
-        Ok(AcceptLoop(tokio::spawn(accept_all(listener, me, Arc::clone(&self.shared)))))
+        let shared = Arc::clone(&self.shared);
+        Ok(AcceptLoop(listener.map(|listener| tokio::spawn(accept_all(listener, me, shared)))))
     }
 
     async fn handle(&self, _: ActorRef<Msg>, msg: Msg, _: &mut AcceptLoop) -> Result<(), ActorProcessingErr> {
@@ -176,11 +184,13 @@ impl Actor for IngressActor {
 }
 
 /// Ends with the actor's state (I2).
-struct AcceptLoop(JoinHandle<()>);
+struct AcceptLoop(Option<JoinHandle<()>>);
 
 impl Drop for AcceptLoop {
     fn drop(&mut self) {
-        self.0.abort();
+        if let Some(accept_loop) = &self.0 {
+            accept_loop.abort();
+        }
     }
 }
 

@@ -126,7 +126,8 @@ impl Ledger {
             health: self.health.clone(),
         };
         let actor = LedgerActor { group_max: self.group_max };
-        let (actor, _) = Actor::spawn_linked(Some("ledger".into()), actor, arguments, supervisor).await?;
+        // Without a name: ractor's names are global, and two ledgers in one process (tests) would collide.
+        let (actor, _) = Actor::spawn_linked(None, actor, arguments, supervisor).await?;
         let cell = actor.get_cell();
         self.publisher.publish(actor);
         Ok(cell)
