@@ -286,6 +286,18 @@ pub enum LogLevel {
     Trace,
 }
 
+impl LogLevel {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
 /// `[shutdown]`: what a signal starts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shutdown {

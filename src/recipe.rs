@@ -59,6 +59,8 @@ pub mod syntax;
 
 mod clean;
 mod structured;
+#[cfg(test)]
+mod tests;
 
 pub use syntax::{Cleaning, JsonPath, LinkSource, Pattern, Source};
 
@@ -289,6 +291,13 @@ impl Recipe {
         }
         for (name, value) in &extracted.fields {
             object.entry(name.clone()).or_insert_with(|| value.clone());
+        }
+        // Old workflows read it; a recipe without this field was checked by the structured data.
+        if !object.contains_key(extract::EAN_FIELD)
+            && let Some(gtin) =
+                extracted.gtins.iter().find(|gtin| Gtin::parse(found.ean).is_ok_and(|ean| ean == **gtin))
+        {
+            object.insert(extract::EAN_FIELD.into(), gtin.padded().into());
         }
         object
     }

@@ -14,10 +14,11 @@
 pub mod address;
 pub mod policy;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort, SpawnErr, SupervisionEvent};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -81,10 +82,10 @@ impl Child {
 }
 
 /// How the drain time is spent. Visits get most of it; then the webhooks in flight; the ledger closes last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct DrainPlan {
-    /// Requests in flight are answered by then.
-    pub ingress: Instant,
+    /// For requests in flight, and for those that are on their way on an open connection.
+    pub ingress: ingress::Drain,
     /// Visits in flight end, or are put back, by then.
     pub visits: Instant,
     /// Coordinators have written their outcomes by then.
@@ -97,14 +98,16 @@ impl DrainPlan {
     /// Shares of the whole, in tenths: outcomes need two fsyncs after the last visit, webhooks the rest.
     pub fn new(now: Instant, drain: Duration) -> Self {
         let tenth = drain / 10;
-        Self { ingress: now + 3 * tenth, visits: now + 6 * tenth, batches: now + 8 * tenth, webhooks: now + drain }
+        let ingress = ingress::Drain { idle_for: tenth / 4, within: 3 * tenth };
+        Self { ingress, visits: now + 6 * tenth, batches: now + 8 * tenth, webhooks: now + drain }
     }
 }
 
 /// Everything that the children are made from; it outlives them.
 pub struct Parts {
     pub ledger: Ledger,
-    pub store: Option<Box<dyn Store>>,
+    /// Taken by the ledger's one and only start; in a mutex because a store is not to be shared.
+    pub store: Mutex<Option<Box<dyn Store>>>,
     pub webhook: webhook::Webhook,
     pub webhook_handle: webhook::WebhookHandle,
     pub pool: scraper::pool::Pool,
@@ -114,6 +117,8 @@ pub struct Parts {
     pub batches_handle: batch::BatchesHandle,
     pub batches_arguments: batch::supervisor::Arguments,
     pub ingress: ingress::Ingress,
+    /// Outlives restarts of the ingress; closed when the drain begins.
+    pub listener: Option<Arc<TcpListener>>,
 }
 
 /// Why the root gives the process up.
@@ -242,12 +247,15 @@ impl State {
         match child {
             Child::Ledger => {
                 let gone = || SpawnErr::StartupFailed("the store is gone with the last ledger".into());
-                parts.ledger.start(parts.store.take().ok_or_else(gone)?, root).await
+                parts.ledger.start(parts.store.get_mut().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(gone)?, root).await
             }
             Child::Sender => parts.webhook.start(root).await,
             Child::Scrapers => parts.pool.start(Arc::clone(&parts.gear), root).await,
             Child::Batches => parts.batches.start(parts.batches_arguments.clone(), root).await,
-            Child::Ingress => parts.ingress.start(root).await,
+            Child::Ingress => {
+                let closed = || SpawnErr::StartupFailed("the listener is closed".into());
+                parts.ingress.start(parts.listener.clone().ok_or_else(closed)?, root).await
+            }
         }
     }
 
@@ -278,6 +286,7 @@ impl State {
     /// In reverse order of start; visits and coordinators end together, since each waits for the other.
     async fn drain(&mut self, plan: DrainPlan) {
         self.draining = true;
+        self.parts.listener = None; // Who connects from now on is refused, or waits in the kernel for the next process.
         let parts = &self.parts;
         let ingress = parts.ingress.drain(plan.ingress);
         let visits = async {
@@ -323,7 +332,8 @@ mod tests {
     fn the_drain_plan_spends_the_whole_time_in_order() {
         let now = Instant::now();
         let plan = DrainPlan::new(now, Duration::from_secs(20));
-        assert!(now < plan.ingress && plan.ingress < plan.visits && plan.visits < plan.batches);
+        assert!(now < plan.visits && plan.visits < plan.batches && plan.batches < plan.webhooks);
+        assert!(plan.ingress.idle_for < plan.ingress.within);
         assert_eq!(plan.webhooks, now + Duration::from_secs(20));
     }
 }

@@ -67,7 +67,11 @@ impl Actor for Watch {
     type State = mpsc::UnboundedSender<String>;
     type Arguments = mpsc::UnboundedSender<String>;
 
-    async fn pre_start(&self, _: ActorRef<()>, heard: Self::Arguments) -> Result<Self::State, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        _: ActorRef<()>,
+        heard: Self::Arguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
         Ok(heard)
     }
 
@@ -79,7 +83,8 @@ impl Actor for Watch {
     ) -> Result<(), ActorProcessingErr> {
         let text = match event {
             SupervisionEvent::ActorFailed(..) => {
-                let again = Actor::spawn_linked(Some("named".into()), Probe, Seen::default(), me.get_cell()).await;
+                let again =
+                    Actor::spawn_linked(Some("named".into()), Probe, Seen::default(), me.get_cell()).await;
                 format!("failed, name free: {}", again.is_ok())
             }
             SupervisionEvent::ActorTerminated(..) => "terminated".to_owned(),
@@ -169,7 +174,8 @@ async fn a_parent_that_stops_kills_its_children_mid_message_without_post_stop() 
 async fn the_name_of_a_failed_child_is_free_inside_the_event_of_its_failure() {
     let (heard, mut hears) = mpsc::unbounded_channel();
     let (parent, _join) = Actor::spawn(None, Watch, heard).await.unwrap();
-    let child = Actor::spawn_linked(Some("named".into()), Probe, Seen::default(), parent.get_cell()).await.unwrap().0;
+    let child =
+        Actor::spawn_linked(Some("named".into()), Probe, Seen::default(), parent.get_cell()).await.unwrap().0;
     child.cast(Msg::Panic).unwrap();
     assert_eq!(hears.recv().await.as_deref(), Some("failed, name free: true"));
 }

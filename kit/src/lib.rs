@@ -27,12 +27,16 @@ mod server;
 pub mod client;
 pub mod daemon;
 pub mod magento;
+pub mod proxy;
 pub mod receiver;
 pub mod shop;
+pub mod tor;
 
 pub use daemon::{Config, Daemon};
 pub use gate::Gate;
 pub use magento::Magento;
+pub use proxy::Proxy;
 pub use receiver::Receiver;
 pub use shop::{Catalogue, Shop, ShopKind, Shops};
+pub use tor::{TorNetwork, ensure_tor};
 pub use trouble::{Because, Result, Trouble};

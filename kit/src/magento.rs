@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::{
     Catalogue, Gate, Result, form,
     records::Records,
-    server::{self, Answering, Content, HungUp, Server, Wire},
+    server::{self, Answering, Content, HungUp, Listeners, Wire},
 };
 
 /// How the catalogue answers.
@@ -48,7 +48,7 @@ pub struct Question {
 /// The catalogue. Dropping it closes its port.
 #[derive(Debug)]
 pub struct Magento {
-    server: Server<Desk>,
+    listeners: Listeners,
     desk: Arc<Desk>,
     address: SocketAddr,
 }
@@ -65,9 +65,9 @@ impl Magento {
     pub fn start(catalogue: Catalogue) -> Result<Self> {
         let desk =
             Arc::new(Desk { catalogue, mood: Mutex::new(Mood::Normal), questions: Records::default() });
-        let server = Server::start(&[Ipv4Addr::LOCALHOST.into()], Arc::clone(&desk))?;
-        let address = server::first(server.addresses())?;
-        Ok(Self { server, desk, address })
+        let listeners = Listeners::http(&[Ipv4Addr::LOCALHOST.into()], Arc::clone(&desk))?;
+        let address = server::first(listeners.addresses())?;
+        Ok(Self { listeners, desk, address })
     }
 
     /// The URL that is asked, without its query.
@@ -87,12 +87,12 @@ impl Magento {
 
     /// Closes the port and cuts every connection: new ones are refused when this returns.
     pub async fn stop_listening(&self) {
-        self.server.stop_listening().await;
+        self.listeners.stop_listening().await;
     }
 
     /// Listens again on the same port.
     pub fn listen_again(&self) -> Result<()> {
-        self.server.listen_again()
+        self.listeners.listen_again()
     }
 }
 

@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::{
     Gate, Result,
     records::Records,
-    server::{self, Answering, Content, HungUp, Server, Wire},
+    server::{self, Answering, Content, HungUp, Listeners, Wire},
 };
 
 /// What n8n says while it starts, with status 200: the webhook is lost.
@@ -179,7 +179,7 @@ impl Seen {
 /// The receiver. Dropping it closes its port and cuts its connections.
 #[derive(Debug)]
 pub struct Receiver {
-    server: Server<Desk>,
+    listeners: Listeners,
     desk: Arc<Desk>,
     address: SocketAddr,
 }
@@ -200,9 +200,9 @@ impl Receiver {
     /// As [`Receiver::start`], on another address.
     pub fn start_on(ip: IpAddr) -> Result<Self> {
         let desk = Arc::new(Desk { seen: Records::default(), rules: Mutex::default() });
-        let server = Server::start(&[ip], Arc::clone(&desk))?;
-        let address = server::first(server.addresses())?;
-        Ok(Self { server, desk, address })
+        let listeners = Listeners::http(&[ip], Arc::clone(&desk))?;
+        let address = server::first(listeners.addresses())?;
+        Ok(Self { listeners, desk, address })
     }
 
     /// Where it listens, or would.
@@ -227,12 +227,12 @@ impl Receiver {
 
     /// Closes the port and cuts every connection: new ones are refused when this returns.
     pub async fn stop_listening(&self) {
-        self.server.stop_listening().await;
+        self.listeners.stop_listening().await;
     }
 
     /// Listens again on the same port.
     pub fn listen_again(&self) -> Result<()> {
-        self.server.listen_again()
+        self.listeners.listen_again()
     }
 
     /// Everything it saw, for waiting and looking.

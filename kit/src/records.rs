@@ -7,9 +7,11 @@ use tokio::sync::watch;
 use crate::{Result, Trouble};
 
 /// A growing list that can be waited on. Clones are the same list.
+///
+/// No lock is held while a closure looks at it, so the closure may look at whatever it likes.
 #[derive(Debug)]
 pub struct Records<T> {
-    all: Arc<watch::Sender<Vec<T>>>,
+    all: Arc<watch::Sender<Arc<Vec<T>>>>,
 }
 
 impl<T> Clone for Records<T> {
@@ -20,19 +22,21 @@ impl<T> Clone for Records<T> {
 
 impl<T> Default for Records<T> {
     fn default() -> Self {
-        Self { all: Arc::new(watch::Sender::new(Vec::new())) }
+        Self { all: Arc::new(watch::Sender::new(Arc::default())) }
     }
 }
 
-impl<T> Records<T> {
+impl<T: Clone + fmt::Debug + Send + Sync> Records<T> {
     /// Appends one, and wakes who waits.
     pub(crate) fn push(&self, one: T) {
-        self.all.send_modify(|all| all.push(one));
+        // Copies the list only if somebody looks at it right now.
+        self.all.send_modify(|all| Arc::make_mut(all).push(one));
     }
 
     /// Looks at the whole list at once.
     pub fn with<R>(&self, look: impl FnOnce(&[T]) -> R) -> R {
-        look(&self.all.borrow())
+        let all = Arc::clone(&self.all.borrow());
+        look(&all)
     }
 
     /// How many there are.
@@ -44,9 +48,7 @@ impl<T> Records<T> {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-}
 
-impl<T: Clone + fmt::Debug + Send + Sync> Records<T> {
     /// A copy of the list as it is now.
     pub fn all(&self) -> Vec<T> {
         self.with(<[T]>::to_vec)
@@ -70,14 +72,18 @@ impl<T: Clone + fmt::Debug + Send + Sync> Records<T> {
         within: Duration,
     ) -> Result<R> {
         let mut list = self.all.subscribe();
-        let mut found = None;
-        let looked = list.wait_for(|all| {
-            found = find(all);
-            found.is_some()
-        });
-        // The sender cannot be gone, as `self` holds it: what ends this without a find is the time.
-        let _ = tokio::time::timeout(within, looked).await.map(|ended| ended.map(drop));
-        found.ok_or_else(|| {
+        let found = async {
+            loop {
+                let all = Arc::clone(&list.borrow_and_update());
+                if let Some(found) = find(&all) {
+                    return found;
+                }
+                drop(all);
+                // It cannot fail: `self` holds the sender.
+                let _ = list.changed().await;
+            }
+        };
+        tokio::time::timeout(within, found).await.map_err(|_| {
             self.with(|all| {
                 Trouble::new(format!(
                     "what was waited for did not come within {within:?}; {} records came, the last ones: {:#?}",

@@ -1,4 +1,5 @@
-//! The HTTP server under the receiver and the shops: hyper, one listener per address, able to hang up badly.
+//! The listeners under the stand-ins, and the HTTP server (hyper) under the receiver and the shops: one listener per
+//! address, able to hang up badly.
 //!
 //! Listeners can be closed and opened again on the same port. In between the port stays reserved by a socket that is
 //! bound and never listens, so that connections are refused and nobody else can take it.
@@ -49,7 +50,7 @@ impl fmt::Display for HungUp {
 
 impl std::error::Error for HungUp {}
 
-/// What answers the requests of a [`Server`].
+/// What answers the requests of [`Listeners::http`].
 pub(crate) trait Answering: Send + Sync + 'static {
     /// Answers, or hangs up. Never ending is allowed: the connection's end cancels it.
     fn answer(
@@ -124,9 +125,12 @@ impl Body for Content {
     }
 }
 
+/// What a listener does with each connection.
+type Serve = Arc<dyn Fn(TcpStream, Arc<Wire>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
 /// Listeners on one port of several addresses. Dropping it closes them and cuts every connection.
-pub(crate) struct Server<A> {
-    answering: Arc<A>,
+pub(crate) struct Listeners {
+    serve: Serve,
     addresses: Vec<SocketAddr>,
     /// Bound, never listening: see the module.
     _reserved: Vec<TcpSocket>,
@@ -139,24 +143,36 @@ struct Running {
     ended: JoinHandle<()>,
 }
 
-impl<A> fmt::Debug for Server<A> {
+impl fmt::Debug for Listeners {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server").field("addresses", &self.addresses).finish_non_exhaustive()
+        f.debug_struct("Listeners").field("addresses", &self.addresses).finish_non_exhaustive()
     }
 }
 
-impl<A: Answering> Server<A> {
-    /// Listens on one free port of all `ips`.
-    pub(crate) fn start(ips: &[IpAddr], answering: Arc<A>) -> Result<Self> {
+impl Listeners {
+    /// Listens on one free port of all `ips`, and gives each connection to `serve`.
+    pub(crate) fn start<F>(
+        ips: &[IpAddr],
+        serve: impl Fn(TcpStream, Arc<Wire>) -> F + Send + Sync + 'static,
+    ) -> Result<Self>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let reserved = reserve(ips).because(format_args!("find a port free on {ips:?}"))?;
         let addresses = reserved
             .iter()
             .map(TcpSocket::local_addr)
             .collect::<io::Result<Vec<_>>>()
             .because("read the port that was bound")?;
-        let server = Self { answering, addresses, _reserved: reserved, running: Mutex::default() };
-        server.listen_again()?;
-        Ok(server)
+        let serve: Serve = Arc::new(move |stream, wire| Box::pin(serve(stream, wire)));
+        let listeners = Self { serve, addresses, _reserved: reserved, running: Mutex::default() };
+        listeners.listen_again()?;
+        Ok(listeners)
+    }
+
+    /// Listens on one free port of all `ips`, and answers HTTP.
+    pub(crate) fn http<A: Answering>(ips: &[IpAddr], answering: Arc<A>) -> Result<Self> {
+        Self::start(ips, move |stream, wire| serve_http(stream, wire, Arc::clone(&answering)))
     }
 
     /// Where it listens: one address per `ip`, all with the same port.
@@ -185,7 +201,7 @@ impl<A: Answering> Server<A> {
                 .and_then(|socket| socket.listen(BACKLOG))
                 .because(format!("listen on {address}"))?;
             let (stop, stopped) = oneshot::channel();
-            let ended = tokio::spawn(accept(listener, Arc::clone(&self.answering), stopped));
+            let ended = tokio::spawn(accept(listener, Arc::clone(&self.serve), stopped));
             running.push(Running { stop, ended });
         }
         Ok(())
@@ -224,16 +240,17 @@ fn reserve(ips: &[IpAddr]) -> io::Result<Vec<TcpSocket>> {
     Err(last)
 }
 
-async fn accept<A: Answering>(listener: TcpListener, answering: Arc<A>, mut stop: oneshot::Receiver<()>) {
+async fn accept(listener: TcpListener, serve: Serve, mut stop: oneshot::Receiver<()>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             _ = &mut stop => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => {
-                    connections.spawn(serve(stream, peer, Arc::clone(&answering)));
-                }
+                // If there is no wire, the peer has gone already.
+                Ok((stream, peer)) => if let Ok(wire) = wire(&stream, peer) {
+                    connections.spawn(serve(stream, Arc::new(wire)));
+                },
                 // Out of descriptors: without a pause this would be a busy loop until some are free.
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             },
@@ -243,20 +260,16 @@ async fn accept<A: Answering>(listener: TcpListener, answering: Arc<A>, mut stop
     connections.shutdown().await;
 }
 
-async fn serve<A: Answering>(stream: TcpStream, peer: SocketAddr, answering: Arc<A>) {
-    let Ok(wire) = wire(&stream, peer) else {
-        return; // The peer has gone already.
-    };
-    let wire = Arc::new(wire);
-    let service = service_fn(|request| Arc::clone(&answering).answer(Arc::clone(&wire), request));
-    // Errors are what the test asked for, or a client that went away: neither is news.
-    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
-}
-
 fn wire(stream: &TcpStream, peer: SocketAddr) -> io::Result<Wire> {
     // Small answers must not wait for the acknowledgement of the head.
     stream.set_nodelay(true)?;
     Ok(Wire { local: stream.local_addr()?, peer, socket: stream.as_fd().try_clone_to_owned()? })
+}
+
+async fn serve_http<A: Answering>(stream: TcpStream, wire: Arc<Wire>, answering: Arc<A>) {
+    let service = service_fn(|request| Arc::clone(&answering).answer(Arc::clone(&wire), request));
+    // Errors are what the test asked for, or a client that went away: neither is news.
+    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
 /// Collects a request's body; a client that goes away meanwhile is hung up on.

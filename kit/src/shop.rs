@@ -30,7 +30,7 @@ use self::{
 use crate::{
     Result,
     records::Records,
-    server::{self, Answering, Content, HungUp, Server, Wire},
+    server::{self, Answering, Content, HungUp, Listeners, Wire},
 };
 
 /// One request to a shop.
@@ -76,7 +76,7 @@ impl Hit {
 #[derive(Debug)]
 pub struct Shop {
     kind: ShopKind,
-    server: Server<Counter>,
+    listeners: Listeners,
     counter: Arc<Counter>,
     port: u16,
 }
@@ -103,9 +103,9 @@ impl Shop {
     pub fn start(kind: ShopKind, catalogue: Arc<Catalogue>, ips: &[IpAddr]) -> Result<Self> {
         let counter =
             Arc::new(Counter { kind, catalogue, hits: Records::default(), rules: Mutex::default() });
-        let server = Server::start(ips, Arc::clone(&counter))?;
-        let port = server::first(server.addresses())?.port();
-        Ok(Self { kind, server, counter, port })
+        let listeners = Listeners::http(ips, Arc::clone(&counter))?;
+        let port = server::first(listeners.addresses())?.port();
+        Ok(Self { kind, listeners, counter, port })
     }
 
     /// Opens a shop on 127.0.0.1 only.
@@ -156,12 +156,12 @@ impl Shop {
 
     /// Closes the port and cuts every connection: new ones are refused when this returns.
     pub async fn stop_listening(&self) {
-        self.server.stop_listening().await;
+        self.listeners.stop_listening().await;
     }
 
     /// Listens again on the same port.
     pub fn listen_again(&self) -> Result<()> {
-        self.server.listen_again()
+        self.listeners.listen_again()
     }
 
     /// Every request, for looking and waiting.
@@ -248,8 +248,9 @@ impl Counter {
     /// What a shop in good order answers.
     fn document(&self, hit: &Hit, variant: Variant) -> Document {
         let decoy = || self.catalogue.product(DECOY).cloned().unwrap_or_else(|| Product::invented(DECOY));
+        let path = hit.path.split('?').next().unwrap_or_default();
         match (hit.purpose, variant) {
-            (Purpose::Other, _) => match hit.path.as_str() {
+            (Purpose::Other, _) => match path {
                 "/" => structure::other_page(200, "Accueil"),
                 _ => structure::other_page(404, "Page introuvable"),
             },
@@ -263,13 +264,10 @@ impl Counter {
             (Purpose::Search, Variant::Nothing) => self.kind.search_answer(&[], host(hit)),
             (Purpose::Page, Variant::Wrong) => self.kind.page(&decoy()),
             (Purpose::Page, Variant::Nothing) => structure::other_page(404, "Page introuvable"),
-            (Purpose::Page, Variant::Right) => {
-                let path = hit.path.split('?').next().unwrap_or_default();
-                match structure::product_at(&self.catalogue, path) {
-                    Some(product) => self.kind.page(product),
-                    None => structure::other_page(404, "Page introuvable"),
-                }
-            }
+            (Purpose::Page, Variant::Right) => match structure::product_at(&self.catalogue, path) {
+                Some(product) => self.kind.page(product),
+                None => structure::other_page(404, "Page introuvable"),
+            },
         }
     }
 

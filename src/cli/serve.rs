@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -146,7 +145,7 @@ fn refuse(error: &OpenError) -> Exit {
         OpenError::Locked { .. } => Exit::LedgerLocked,
         OpenError::Newer { .. } => Exit::LedgerNewer,
         OpenError::Corrupt { .. } => Exit::LedgerDamaged,
-        OpenError::Io { .. } => Exit::File,
+        OpenError::Foreign { .. } | OpenError::Full { .. } | OpenError::Io { .. } => Exit::File,
     };
     complain_and(exit, error)
 }

@@ -76,7 +76,9 @@ pub(super) fn read(file_name: &str, text: &str, report: &mut Report) -> Result<C
 fn is_merged(path: &[String]) -> bool {
     match path {
         [] | [_] => true,
-        [sites, _] => sites == "sites",
+        [section, part] => {
+            section == "sites" || section == "every_site" && matches!(part.as_str(), "fields" | "blocks")
+        }
         [sites, _, part] => sites == "sites" && matches!(part.as_str(), "fields" | "search" | "blocks"),
         _ => false,
     }
@@ -141,12 +143,9 @@ fn server(section: Section<'_>) -> Server {
     let listen = section.address("listen");
     let server = Server {
         listen,
-        hosts: section.list("hosts", "host names", |node| {
-            let name = non_empty(node)?.to_lowercase();
-            match HostRule::parse(&name)? {
-                HostRule { port: None, .. } => Ok(name),
-                HostRule { .. } => Err("is a name without a port".into()),
-            }
+        hosts: section.list("hosts", "host names", |node| match HostRule::parse(non_empty(node)?)? {
+            HostRule { port: None, host } => Ok(host),
+            HostRule { .. } => Err("is a name without a port".into()),
         }),
         allow_from: section
             .list("allow_from", "addresses or networks such as \"10.0.0.0/8\"", |node| network(text(node)?)),

@@ -122,35 +122,41 @@ fn convert(value: &DeValue<'_>, index: usize) -> Value {
 
 /// Lays `over` on `base`. Tables at a path that `is_merged` accepts merge key by key; all else is replaced whole.
 ///
-/// What `over` names comes first and in its order, so that the shops of the user's file keep theirs.
+/// Keys keep the order of `base`, new ones follow; but the shops that `over` names come first and in its order.
 pub(crate) fn merge(
     base: Node,
     over: Node,
     path: &mut Vec<String>,
     is_merged: fn(&[String]) -> bool,
 ) -> Node {
-    let (base, over) = match (base.value, over.value) {
-        (Value::Table(base), Value::Table(over_table)) if is_merged(path) => (base, (over.at, over_table)),
+    let (below, above) = match (base.value, over.value) {
+        (Value::Table(below), Value::Table(above)) if is_merged(path) => (below.0, above.0),
         (_, value) => return Node { at: over.at, value },
     };
-    let (at, over) = over;
-    let mut rest = base.0;
-    let mut entries = Vec::with_capacity(rest.len().max(over.0.len()));
-    for entry in over.0 {
-        let below = rest.iter().position(|below| below.key == entry.key).map(|index| rest.remove(index));
-        let node = match below {
-            Some(below) => {
+    let (mut first, mut rest) = if *path == ["sites"] { (Vec::new(), below) } else { (below, Vec::new()) };
+    for entry in above {
+        let in_first = first.iter().position(|known: &Entry| known.key == entry.key);
+        let known = match in_first {
+            Some(index) => Some(std::mem::replace(&mut first[index], entry.clone())),
+            None => rest.iter().position(|known| known.key == entry.key).map(|index| rest.remove(index)),
+        };
+        let node = match known {
+            Some(known) => {
                 path.push(entry.key.clone());
-                let node = merge(below.node, entry.node, path, is_merged);
+                let node = merge(known.node, entry.node, path, is_merged);
                 path.pop();
                 node
             }
             None => entry.node,
         };
-        entries.push(Entry { key: entry.key, key_at: entry.key_at, node });
+        let merged = Entry { key: entry.key, key_at: entry.key_at, node };
+        match in_first {
+            Some(index) => first[index] = merged,
+            None => first.push(merged),
+        }
     }
-    entries.append(&mut rest);
-    Node { at, value: Value::Table(Table(entries)) }
+    first.append(&mut rest);
+    Node { at: over.at, value: Value::Table(Table(first)) }
 }
 
 fn one_line(message: &str) -> String {
@@ -173,13 +179,17 @@ mod tests {
     }
 
     #[test]
-    fn the_upper_text_wins_and_comes_first() {
-        let (base, _) = parse("[s]\na = 1\nb = 2\n", 0);
-        let (over, _) = parse("[s]\nc = 3\nb = 4\n", 1);
-        let merged = merge(base, over, &mut Vec::new(), |path| path.len() <= 1);
-        let Value::Table(table) = &merged.value else { panic!("a table") };
-        let section = &table.0[0].node;
-        assert_eq!(keys(section), ["c", "b", "a"]);
+    fn the_upper_text_wins_and_only_its_shops_come_first() {
+        let merged = |section: &str| {
+            let (base, _) = parse(&format!("[{section}]\na = 1\nb = 2\n"), 0);
+            let (over, _) = parse(&format!("[{section}]\nc = 3\nb = 4\n"), 1);
+            let merged = merge(base, over, &mut Vec::new(), |path| path.len() <= 1);
+            let Value::Table(table) = merged.value else { panic!("a table") };
+            table.get(section).unwrap().node.clone()
+        };
+        assert_eq!(keys(&merged("sites")), ["c", "b", "a"]);
+        let section = merged("server");
+        assert_eq!(keys(&section), ["a", "b", "c"]);
         let Value::Table(section) = &section.value else { panic!("a table") };
         assert!(matches!(section.get("b").unwrap().node.value, Value::Integer(4)));
     }

@@ -268,6 +268,39 @@ fn wrong_recipes_are_wrong_configurations() {
 }
 
 #[test]
+fn one_key_of_what_every_shop_shares_can_be_replaced() {
+    let config = with("[every_site]\nblocks.status = [418]\nfields.titre = \"css:h6\"\n").unwrap();
+    let blocks = &config.sites["pharmagdd"].blocks;
+    assert_eq!((blocks.status.as_slice(), blocks.markers.len()), (&[418][..], 0));
+}
+
+#[test]
+fn mutated_configurations_never_panic_and_are_placed() {
+    let mut dice = 20_251_017_u64;
+    let mut roll = |below: usize| {
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (dice >> 33) as usize % below.max(1)
+    };
+    for _ in 0..150 {
+        let mut text: Vec<char> = DEFAULT.chars().collect();
+        for _ in 0..=roll(6) {
+            let (at, to) = (roll(text.len()), roll(text.len()));
+            match roll(3) {
+                0 => text[at] = ['"', '[', ']', '=', '\n', '#', '0', 'é', '{', '\0'][roll(10)],
+                1 => drop(text.drain(at.min(to)..at.max(to).min(at.min(to) + 40))),
+                _ => text.swap(at, to),
+            }
+        }
+        let text: String = text.into_iter().collect();
+        let lines = text.lines().count();
+        for problem in parse("c.toml", &text).unwrap_err() {
+            assert!(problem.line <= lines + 1 && problem.line > 0 && problem.column > 0, "{problem}");
+            assert!(problem.file == "c.toml", "{problem}");
+        }
+    }
+}
+
+#[test]
 fn what_every_shop_shares_is_checked_once() {
     let found = with("[every_site]\nvia = \"direct\"\n").unwrap_err();
     assert_eq!(found.len(), 1, "{found:#?}");

@@ -68,15 +68,21 @@ pub fn parse_rate(text: &str) -> Result<Rate, String> {
 /// Writes `duration` in the largest unit that holds it whole.
 pub fn format_duration(duration: Duration) -> String {
     let ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let (unit, size) =
-        DURATIONS.iter().rev().find(|(_, size)| ms >= *size && ms % size == 0).unwrap_or(&DURATIONS[0]);
+    let (unit, size) = DURATIONS
+        .iter()
+        .rev()
+        .find(|(_, size)| ms >= *size && ms.is_multiple_of(*size))
+        .unwrap_or(&DURATIONS[0]);
     format!("{}{unit}", ms / size)
 }
 
 /// Writes `bytes` in the largest binary unit that holds them whole.
 pub fn format_size(bytes: u64) -> String {
-    let (unit, size) =
-        SIZES[..4].iter().rev().find(|(_, size)| bytes >= *size && bytes % size == 0).unwrap_or(&SIZES[0]);
+    let (unit, size) = SIZES[..4]
+        .iter()
+        .rev()
+        .find(|(_, size)| bytes >= *size && bytes.is_multiple_of(*size))
+        .unwrap_or(&SIZES[0]);
     format!("{}{unit}", bytes / size)
 }
 

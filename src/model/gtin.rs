@@ -71,6 +71,11 @@ impl Gtin {
         Ok(Self(text.into()))
     }
 
+    /// A barcode of no product, where any will do.
+    pub fn any() -> Self {
+        Self("00000000".into())
+    }
+
     /// The digits as they were written.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -19,7 +19,7 @@ use super::{Visit, pool, visit};
 use crate::config;
 use crate::failpoint::{self, Point};
 use crate::ledger::LedgerHandle;
-use crate::model::SiteName;
+use crate::model::{Gtin, SiteName};
 use crate::recipe::{Limits, Recipe};
 use crate::telemetry::Event;
 
@@ -48,6 +48,17 @@ pub struct Shop {
     pub recipe: Arc<Recipe>,
     pub interval: Duration,
     pub concurrency: u32,
+    /// Where its redirects may go.
+    pub hosts: Vec<String>,
+}
+
+impl Shop {
+    pub fn new(recipe: Arc<Recipe>) -> Self {
+        let more = recipe.hosts.iter().map(ToString::to_string);
+        let searched = recipe.search_request(&Gtin::any()).url;
+        let hosts = [&recipe.base, &searched].map(visit::authority).into_iter().chain(more).collect();
+        Self { interval: recipe.rate.interval(), concurrency: recipe.concurrency as u32, hosts, recipe }
+    }
 }
 
 /// The owner's catalogue, and how it may be asked.

@@ -178,7 +178,8 @@ impl Circuit {
         }
         self.kept.retain(|_, kept| !kept.sender.is_closed());
         if KEPT_MAX <= self.kept.len() {
-            let oldest = self.kept.iter().min_by_key(|(_, kept)| kept.idle_since).map(|(origin, _)| origin.clone());
+            let oldest =
+                self.kept.iter().min_by_key(|(_, kept)| kept.idle_since).map(|(origin, _)| origin.clone());
             oldest.and_then(|origin| self.kept.remove(&origin));
         }
         connection.kept = true;
@@ -204,15 +205,17 @@ impl Circuit {
         sight.watch(&raw);
         let stream = Counted::new(tcp, raw.clone());
         let connection = if origin.secure {
-            let name = ServerName::try_from(origin.host.clone())
-                .map_err(|_| FetchError::Request { reason: "the host is no name a certificate could have" })?;
+            let name = ServerName::try_from(origin.host.clone()).map_err(|_| FetchError::Request {
+                reason: "the host is no name a certificate could have",
+            })?;
             let greeted = TlsConnector::from(self.tls.clone()).connect(name, stream).await;
             let stream = greeted.map_err(|error| FetchError::of_tls(error, sight.seen()))?;
             Connection::over(stream, raw).await
         } else {
             Connection::over(stream, raw).await
         };
-        connection.map_err(|error| FetchError::Connect { source: io::Error::other(error), seen: sight.seen() })
+        connection
+            .map_err(|error| FetchError::Connect { source: io::Error::other(error), seen: sight.seen() })
     }
 
     /// A stream to the shop itself, on which the next byte is the shop's.

@@ -14,7 +14,6 @@ use tokio::time::Instant;
 
 use super::actor::{self, Gear, ScraperActor};
 use super::queue::{Label, Next, Open, Queue, ShopLimits};
-use super::tor::TorGate;
 use super::{CATALOGUE, Visit};
 use crate::failpoint::{self, Point};
 use crate::ledger::actor::Health;

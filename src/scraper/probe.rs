@@ -1,16 +1,19 @@
 //! Is Tor there? Two questions, asked when nothing else can tell.
 //!
 //! [`probe_port`] asks the SOCKS port alone: does it speak, and does it take a password? [`probe_circuit`] asks for
-//! proof that an exit answered. What counts as proof was tried on a tor without any network (0.4.9.11):
+//! proof that an exit answered. What counts as proof was tried on tor 0.4.9.11, with all its relays dead and alive:
 //!
-//! * RESOLVE of a name, 0x00: an exit looked it up. Proof. An address is echoed by the client itself: no proof.
+//! * RESOLVE of a name, 0x00: an exit looked it up. Proof. (An address is echoed by the client itself: no proof.)
 //! * RESOLVE, 0x04: **no proof**. The client answers every failed RESOLVE so: after `SocksTimeout` without a circuit,
-//!   and at once for `.onion`. So the same name is then asked for by CONNECT, whose replies differ.
-//! * CONNECT, 0x04: the exit could not resolve the name, or found no route. Proof. 0x00 is proof too, but happens only
-//!   if the name that failed a moment ago resolves now; the connection is closed without a byte.
-//! * 0x01: **no proof**. It is the reply for a dead circuit, for no circuit within `SocksTimeout`, for a refused port
-//!   and for a policy alike. Away is the safe reading: work waits and is asked for again, where the other mistake would
-//!   charge visits for a network that is not there. 0x06 is a circuit that was not built in time.
+//!   and at once for `.onion`.
+//! * CONNECT, 0x04: the exit could not resolve the name, or found no route. Proof.
+//! * CONNECT, 0x01: **no proof**. It is the reply for a dead circuit, for a client that never had a network, for a
+//!   refused port, a policy, a resolver that fails. 0x06 is a circuit that was not built in time.
+//!
+//! So a shop's name is looked up first, which no shop sees; and if that proves nothing, a CONNECT to a name that does
+//! not exist has the last word. A shop whose resolver is dead is thereby not taken for a dead Tor, which would make
+//! every other shop wait. Where neither proves anything Tor counts as away: work waits and asks again, while the
+//! opposite mistake would charge visits for a network that is not there.
 //!
 //! Deliberately absent: `circuit-established` of the control port, which stays 1 with all relays dead.
 
@@ -19,9 +22,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
-/// Asked for instead of a name that no exit resolves: it is one that never exists (RFC 6761), so its failure is proof.
+/// Never exists (RFC 6761), so the exit's failure to resolve it is the expected answer.
 const NAME_FOR_NOBODY: &str = "probe.invalid";
 
 /// Tor cannot be used now, through no fault of any shop: whoever meets it waits, and is charged nothing.
@@ -44,28 +47,30 @@ pub async fn probe_port(socks: &str, within: Duration) -> Result<(), TorAway> {
     greeted.map_err(|_| TorAway::new(format!("{socks} said nothing for {within:?}")))?.map(|_| ())
 }
 
-/// Asks for proof that a new circuit to some exit works, by a look-up of `name` (best a shop's: an exit that cannot
-/// resolve it is as good an answer). No shop sees it, unless its name fails to resolve and then does.
+/// Asks for proof that a new circuit to some exit works, by a look-up of `name`, best a shop's; no shop sees it.
 pub async fn probe_circuit(socks: &str, name: &str, within: Duration) -> Result<(), TorAway> {
-    let name = if exits_resolve(name) { name } else { NAME_FOR_NOBODY };
-    let asked = timeout(within, async {
-        match ask(socks, Command::Resolve, name).await? {
-            SocksReply::Succeeded => Ok(()),
-            SocksReply::NameOrRoute => match ask(socks, Command::Connect, name).await? {
-                SocksReply::Succeeded | SocksReply::NameOrRoute => Ok(()),
-                no_proof => Err(TorAway::new(format!("no exit answered ({no_proof})"))),
-            },
-            no_proof => Err(TorAway::new(format!("no exit answered ({no_proof})"))),
+    let until = Instant::now() + within;
+    if exits_resolve(name) {
+        // The rest of the time is for the second question, whatever happens to the first.
+        match timeout(within / 2, ask(socks, Command::Resolve, name)).await {
+            Ok(Ok(SocksReply::Succeeded)) => return Ok(()),
+            Ok(Err(away)) => return Err(away),
+            Ok(Ok(_)) | Err(_) => {}
         }
-    });
-    asked.await.map_err(|_| TorAway::new(format!("no exit answered within {within:?}")))?
+    }
+    let asked = timeout_at(until, ask(socks, Command::Connect, NAME_FOR_NOBODY)).await;
+    match asked.map_err(|_| TorAway::new(format!("no exit answered within {within:?}")))?? {
+        SocksReply::Succeeded | SocksReply::NameOrRoute => Ok(()),
+        no_proof => Err(TorAway::new(format!("no exit answered ({no_proof})"))),
+    }
 }
 
 /// Whether the answer for `name` comes from an exit; the client answers for the others by itself.
 fn exits_resolve(name: &str) -> bool {
     let name = name.trim_end_matches('.').to_ascii_lowercase();
     let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_ok();
-    let local = name == "localhost" || [".onion", ".exit", ".localhost"].iter().any(|end| name.ends_with(end));
+    let local =
+        name == "localhost" || [".onion", ".exit", ".localhost"].iter().any(|end| name.ends_with(end));
     !name.is_empty() && name.len() <= 255 && !address && !local
 }
 
@@ -75,7 +80,7 @@ enum Command {
     Resolve = 0xf0,
 }
 
-/// Port of the CONNECT that follows a failed look-up; it is not reached.
+/// A port that every exit allows; nothing is reached there.
 const PROBE_PORT: u16 = 443;
 
 /// One question on a circuit of its own.
@@ -112,7 +117,9 @@ async fn greet(socks: &str, credentials: &Credentials) -> Result<TcpStream, TorA
 pub(super) fn check_method(socks: &str, reply: [u8; 2]) -> Result<(), TorAway> {
     match reply {
         [0x05, 0x02] => Ok(()),
-        [0x05, 0x00] => Err(TorAway::new(format!("{socks} wants no password, so circuits would not be isolated"))),
+        [0x05, 0x00] => {
+            Err(TorAway::new(format!("{socks} wants no password, so circuits would not be isolated")))
+        }
         [0x05, 0xff] => Err(TorAway::new(format!("{socks} takes no password"))),
         [0x05, method] => Err(TorAway::new(format!("{socks} chose the unknown method {method:#04x}"))),
         _ => Err(TorAway::new(format!("{socks} does not speak SOCKS5"))),
@@ -169,17 +176,23 @@ mod tests {
     async fn only_an_exit_proves_a_circuit() {
         for (resolve, connect, there) in [
             (0x00, 0x01, true),
-            (0x04, 0x04, true),  // The exit could not resolve the name.
-            (0x04, 0x00, true),  // It could the second time.
-            (0x04, 0x01, false), // What a tor without a network says to both.
-            (0x04, 0x06, false),
-            (0x01, 0x00, false),
-            (0x06, 0x00, false),
+            (0x04, 0x04, true), // The exit could not resolve the name of nobody.
+            (0x04, 0x00, true), // A resolver that knows everybody.
+            (0x01, 0x04, true),
+            (0x04, 0x01, false), // What a tor that never had a network says.
+            (0x04, 0x06, false), // What a tor says whose relays are dead.
+            (0x01, 0x01, false),
         ] {
             let socks = Socks::start(Manner::Replies { connect, resolve }).await;
             let answer = probe_circuit(&socks.address, "www.shop.example", SOON).await;
             assert_eq!(answer.is_ok(), there, "{resolve:#04x} {connect:#04x}: {answer:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_dead_resolver_of_one_shop_is_not_a_dead_tor() {
+        let socks = Socks::start(Manner::StallsResolve).await;
+        assert_eq!(probe_circuit(&socks.address, "www.shop.example", Duration::from_secs(1)).await, Ok(()));
         let socks = Socks::start(Manner::StallsReply).await;
         let away = probe_circuit(&socks.address, "www.shop.example", AT_ONCE).await.unwrap_err();
         assert!(away.reason.contains("no exit answered within"), "{away}");
@@ -204,6 +217,6 @@ mod tests {
         }
         let socks = Socks::start(Manner::Replies { connect: 0x04, resolve: 0x04 }).await;
         probe_circuit(&socks.address, "10.1.2.3", SOON).await.unwrap();
-        assert!(socks.dials().iter().all(|dial| dial.host == "probe.invalid"));
+        assert!(socks.dials().iter().all(|dial| dial.host == "probe.invalid"), "{:?}", socks.dials());
     }
 }

@@ -31,6 +31,8 @@ pub(super) enum Manner {
     StallsAtOnce,
     HangsUpAfterRequest,
     StallsReply,
+    /// To RESOLVE; a CONNECT does not resolve.
+    StallsResolve,
 }
 
 /// What one client asked for.
@@ -150,6 +152,8 @@ async fn serve(
             tcp.write_all(&[5, code, 0, 1, 0, 0, 0, 0, 0, 0]).await.ok()?;
         }
         Manner::StallsReply => pending().await,
+        Manner::StallsResolve if command == 0xf0 => pending().await,
+        Manner::StallsResolve => tcp.write_all(&[5, 4, 0, 1, 0, 0, 0, 0, 0, 0]).await.ok()?,
         _ => {}
     }
     None
@@ -168,9 +172,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Io for S {}
 
 /// One connection to a shop, as the shop sees it. Dropping it resets or closes it without TLS's goodbye.
 pub(super) struct Visitor {
-    pub io: Box<dyn Io>,
-    /// Counts connections from 1.
-    pub number: usize,
+    io: Box<dyn Io>,
     heads: Arc<Mutex<Vec<String>>>,
     ended: watch::Sender<usize>,
 }
@@ -243,10 +245,8 @@ impl Shop {
         let (seen, opened, serve) = (heads.clone(), connections.clone(), Arc::new(serve));
         let task = tokio::spawn(async move {
             let mut visitors = JoinSet::new();
-            let mut number = 0;
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
-                number += 1;
                 let (heads, opened, serve, tls) = (seen.clone(), opened.clone(), serve.clone(), tls.clone());
                 let ended = end.clone();
                 visitors.spawn(async move {
@@ -259,7 +259,7 @@ impl Shop {
                         }
                     };
                     opened.lock().unwrap().push(kind);
-                    serve(Visitor { io, number, heads, ended }).await;
+                    serve(Visitor { io, heads, ended }).await;
                 });
             }
         });

@@ -1,7 +1,6 @@
 //! What a visit does: search, candidates, page, extraction, check of the GTIN; or the question to the catalogue.
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -136,14 +135,14 @@ impl Call<'_> {
             request.headers.push(("Authorization".into(), format!("Bearer {token}")));
         }
         let mut errand = self.errand(CATALOGUE, catalogue.via, started + catalogue.timeout);
-        let same_host = request.url.clone();
-        let page = self.fetch(&request, &mut errand, ticket, &|url| url.origin() == same_host.origin()).await?;
+        let own = [authority(&request.url)];
+        let page = self.fetch(&request, &mut errand, ticket, &own).await?;
         if !(200..300).contains(&page.status) {
             return Err(failed("status", format!("status {}", page.status), Again::Soon));
         }
         let answer: serde_json::Value = serde_json::from_slice(&page.bytes)
             .map_err(|error| failed("answer", format!("not JSON: {error}"), Again::Soon))?;
-        match catalogue.count(&answer) {
+        match count_at(&answer, &catalogue.total) {
             Some(0) => Ok(VisitEnd::NotSold),
             Some(_) => Ok(VisitEnd::Sold),
             None => Err(failed("answer", format!("no number at {:?}", catalogue.total), Again::Soon)),
@@ -159,8 +158,8 @@ impl Call<'_> {
     ) -> Result<VisitEnd, Stop> {
         let recipe = &shop.recipe;
         let mut errand = self.errand(&recipe.name, recipe.search.via, started + self.gear.visit_deadline);
-        let allows = |url: &Url| recipe.allows(url);
-        let answer = self.fetch(&recipe.search_request(gtin), &mut errand, ticket, &allows).await?;
+        let hosts = &shop.hosts;
+        let answer = self.fetch(&recipe.search_request(gtin), &mut errand, ticket, hosts).await?;
         self.refuse_blocked(recipe, &answer)?;
         require_success(&answer)?;
         let limits = self.gear.extract;
@@ -170,7 +169,7 @@ impl Call<'_> {
         errand.via = recipe.via;
         let mut mismatch = None;
         for url in candidates {
-            let page = self.fetch(&recipe.page_request(&url), &mut errand, ticket, &allows).await?;
+            let page = self.fetch(&recipe.page_request(&url), &mut errand, ticket, hosts).await?;
             self.refuse_blocked(recipe, &page)?;
             if matches!(page.status, 404 | 410) {
                 continue; // The search knows a page that is gone.
@@ -210,7 +209,7 @@ impl Call<'_> {
         request: &Request,
         errand: &mut Errand,
         ticket: &mut Ticket,
-        allows: &(dyn Fn(&Url) -> bool + Sync),
+        hosts: &[String],
     ) -> Result<Page, Stop> {
         if !std::mem::take(&mut errand.first) {
             let now = Instant::now();
@@ -220,7 +219,7 @@ impl Call<'_> {
         }
         let asked_at = Instant::now();
         ticket.dialled(asked_at);
-        match self.circuit.fetch(request, errand.via, &self.gear.fetch, allows, errand.deadline).await {
+        match self.circuit.fetch(request, errand.via, &self.gear.fetch, hosts, errand.deadline).await {
             Ok(page) => {
                 if errand.via == Via::Tor {
                     self.gear.tor.prove();
@@ -294,6 +293,17 @@ impl Call<'_> {
 
 fn self_heals<T>(error: &RecipeError) -> Result<T, Stop> {
     Err(failed(error.kind(), error.to_string(), Again::Soon))
+}
+
+/// The number at a dotted path, e.g. `total_count`.
+fn count_at(answer: &serde_json::Value, path: &str) -> Option<u64> {
+    answer.pointer(&format!("/{}", path.replace('.', "/")))?.as_u64()
+}
+
+/// `host:port`, as redirects are compared.
+pub(super) fn authority(url: &Url) -> String {
+    let port = url.port_or_known_default().unwrap_or_default();
+    format!("{}:{port}", url.host_str().unwrap_or_default())
 }
 
 fn failed(kind: &str, detail: impl Into<String>, again: Again) -> Stop {

@@ -524,7 +524,7 @@ impl State {
 /// A lane died while it handled this delivery: counted, and at `claims_max` its end (rule 2). No attempt is charged.
 async fn charge(deps: &Deps, delivery: &DueDelivery) {
     let claims_max = deps.claims_max;
-    let mut record = AttemptRecord {
+    let record = AttemptRecord {
         no: delivery.no,
         attempt: delivery.attempts + 1,
         at_ms: deps.time.now().wall_ms,
@@ -539,7 +539,7 @@ async fn charge(deps: &Deps, delivery: &DueDelivery) {
         if panics < claims_max {
             return Ok(None);
         }
-        record.detail = gave_up(panics);
+        let record = AttemptRecord { detail: gave_up(panics), ..record.clone() };
         Ok((store.record_attempt(&record)? == Recorded::Applied).then_some(panics))
     };
     if let (Some(panics), _) = insist(&deps.ledger, command).await {

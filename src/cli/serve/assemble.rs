@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
@@ -141,7 +141,6 @@ pub fn parts(
     })
     .map_err(|error| complain_and(Exit::Escalated, format_args!("the webhook client: {error}")))?;
     let ingress = ingress::Ingress::new(ingress::Args {
-        listener: Arc::new(listener),
         ledger: handle.clone(),
         settings: watch::channel(Arc::new(ingress_settings(config, secrets.token))).1,
         status: tor_status(&tor),
@@ -149,7 +148,7 @@ pub fn parts(
     });
     let parts = Parts {
         ledger,
-        store: Some(Box::new(opened.store)),
+        store: Mutex::new(Some(Box::new(opened.store))),
         webhook,
         webhook_handle,
         pool,
@@ -159,6 +158,7 @@ pub fn parts(
         batches_arguments: batches_arguments(config, &handle, scrapers, accepted, epoch),
         gear,
         ingress,
+        listener: Some(Arc::new(listener)),
     };
     Ok((parts, handle))
 }
@@ -172,9 +172,8 @@ fn gear(
 ) -> Result<Gear, Exit> {
     let tls = Tls::new(None).map_err(|error| complain_and(Exit::Escalated, format_args!("TLS: {error}")))?;
     let shops = config.enabled_sites().into_iter().map(|recipe| {
-        let shop =
-            Shop { interval: recipe.rate.interval(), concurrency: recipe.concurrency as u32, recipe: recipe.clone() };
-        (SiteName::from(recipe.name.as_str()), shop)
+        let name = SiteName::from(recipe.name.as_str());
+        (name, Shop::new(recipe))
     });
     let catalogue = config.catalogue.clone().map(|catalogue| CatalogueGear {
         limits: ShopLimits {

@@ -84,14 +84,17 @@ pub(super) async fn dial(socks: &str, host: &str, port: u16, credentials: &Crede
     let tcp = match tokio::time::timeout(GREETING_WITHIN, TcpStream::connect(socks)).await {
         Ok(Ok(tcp)) => tcp,
         Ok(Err(error)) => return Dialled::Away(TorAway::new(format!("cannot reach {socks}: {error}"))),
-        Err(_) => return Dialled::Away(TorAway::new(format!("cannot reach {socks} within {GREETING_WITHIN:?}"))),
+        Err(_) => {
+            return Dialled::Away(TorAway::new(format!("cannot reach {socks} within {GREETING_WITHIN:?}")));
+        }
     };
     // A request is one small packet; waiting for more of it would only add a round trip.
     let _ = tcp.set_nodelay(true);
     let mut witness = Witness::new(socks, tcp);
     let (user, password) = (credentials.user.as_str(), credentials.password.as_str());
-    let done =
-        Socks5Stream::connect_with_password_and_socket(&mut witness, (host, port), user, password).await.map(|_| ());
+    let done = Socks5Stream::connect_with_password_and_socket(&mut witness, (host, port), user, password)
+        .await
+        .map(|_| ());
     witness.conclude(done)
 }
 
@@ -147,7 +150,11 @@ impl<'a, S> Witness<'a, S> {
 impl Witness<'_, TcpStream> {
     fn conclude(self, done: Result<(), tokio_socks::Error>) -> Dialled {
         let Err(error) = done else {
-            debug_assert_eq!(self.head[..5], [0x05, 0x02, 0x01, 0x00, 0x05], "no stream without its password");
+            debug_assert_eq!(
+                self.head[..5],
+                [0x05, 0x02, 0x01, 0x00, 0x05],
+                "no stream without its password"
+            );
             return Dialled::Connected(self.socket);
         };
         if let Some(away) = self.away {
@@ -267,7 +274,9 @@ impl fmt::Display for SocksReply {
             Self::Onion(OnionFailure::Introduction) => "0xF2, onion introduction failed",
             Self::Onion(OnionFailure::Rendezvous) => "0xF3, onion rendezvous failed",
             Self::Onion(OnionFailure::ClientAuthMissing) => "0xF4, onion service wants client authorization",
-            Self::Onion(OnionFailure::ClientAuthWrong) => "0xF5, onion service refuses the client authorization",
+            Self::Onion(OnionFailure::ClientAuthWrong) => {
+                "0xF5, onion service refuses the client authorization"
+            }
             Self::Onion(OnionFailure::BadAddress) => "0xF6, not an onion address",
             Self::Onion(OnionFailure::IntroductionTimedOut) => "0xF7, onion introduction timed out",
             Self::Other(code) => return write!(f, "{code:#04x}, unknown"),

@@ -53,7 +53,10 @@ async fn two_circuits_share_no_credentials_connection_or_tls_session() {
     assert!(dials[0].password.starts_with("41-1-") && dials[3].password.starts_with("41-2-"), "{dials:?}");
     assert_eq!(dials[0].password, dials[2].password);
     // The name goes to the exit as it is.
-    assert!(dials.iter().all(|dial| (dial.host.as_str(), dial.port) == ("www.shop.example", 443)), "{dials:?}");
+    assert!(
+        dials.iter().all(|dial| (dial.host.as_str(), dial.port) == ("www.shop.example", 443)),
+        "{dials:?}"
+    );
 }
 
 #[tokio::test]
@@ -145,7 +148,9 @@ async fn a_generation_wears_by_age_from_its_first_use_and_by_uses() {
 fn what_cannot_be_dialled_is_refused_before_any_dial() {
     let of = |url: &str, via| Origin::of(&Url::parse(url).unwrap(), via);
     assert!(of("ftp://shop.example/", Via::Tor).is_err());
-    assert!(of("http://shop.onion/", Via::Direct).is_err() && of("http://Shop.ONION./", Via::Direct).is_err());
+    assert!(
+        of("http://shop.onion/", Via::Direct).is_err() && of("http://Shop.ONION./", Via::Direct).is_err()
+    );
     assert!(of("http://shop.onion/", Via::Tor).is_ok());
     assert_eq!(of("http://[::1]:81/", Via::Direct).unwrap().host, "::1");
 }

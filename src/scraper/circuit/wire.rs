@@ -36,7 +36,7 @@ pub(in crate::scraper) struct Traffic {
 }
 
 impl Traffic {
-    pub(super) fn new() -> Arc<Self> {
+    pub(in crate::scraper) fn new() -> Arc<Self> {
         let zero = AtomicU64::default;
         Arc::new(Self { born: Instant::now(), sent: zero(), received: zero(), received_at_us: zero() })
     }

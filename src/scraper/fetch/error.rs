@@ -83,7 +83,9 @@ impl FetchError {
             Self::Tls { .. } => "tls",
             Self::Truncated { .. } => "truncated",
             Self::Protocol { .. } => "protocol",
-            Self::HeadTooLarge { .. } | Self::BodyTooLarge { .. } | Self::DecodedTooLarge { .. } => "too_large",
+            Self::HeadTooLarge { .. } | Self::BodyTooLarge { .. } | Self::DecodedTooLarge { .. } => {
+                "too_large"
+            }
             Self::Encoding { .. } => "encoding",
             Self::RedirectElsewhere { .. }
             | Self::RedirectDowngrade
@@ -174,7 +176,9 @@ impl FetchError {
 
     fn verdict_of_coding(source: &DecodeError) -> Verdict {
         match source {
-            DecodeError::Unknown { .. } | DecodeError::Several | DecodeError::TooLarge { .. } => Verdict::Never,
+            DecodeError::Unknown { .. } | DecodeError::Several | DecodeError::TooLarge { .. } => {
+                Verdict::Never
+            }
             DecodeError::Cut | DecodeError::Corrupt(_) => Verdict::RetryElsewhere,
         }
     }

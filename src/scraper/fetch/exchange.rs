@@ -72,30 +72,32 @@ async fn send(
 ) -> Result<Response<Incoming>, FetchError> {
     let (raw_mark, plain_mark) = (connection.raw.received(), connection.plain.received());
     let first_byte_by = Instant::now() + limits.first_byte;
+    // On a new connection the TLS handshake has shown the shop a moment ago.
+    let seen_before = !connection.kept && 0 < raw_mark;
+    let raw = connection.raw.clone();
+    let seen = || seen_before || raw_mark < raw.received();
     let answer = connection.sender.send_request(message);
     tokio::pin!(answer);
     loop {
         let last = connection.plain.last_received_after(plain_mark);
-        let until = last.map_or(first_byte_by, |last| last + limits.silence);
+        // Nothing wakes this task for a byte, so it looks often enough to notice silence on time.
+        let until = last.unwrap_or_else(Instant::now) + limits.silence;
+        let until = if last.is_none() { until.min(first_byte_by) } else { until };
         select! {
             biased;
             head = &mut answer => {
-                return head.map_err(|error| {
-                    let seen = raw_mark < connection.raw.received();
-                    of_head(error, &connection.plain, plain_mark, connection.kept, seen)
-                });
+                return head.map_err(|error| of_head(error, &connection.plain, plain_mark, connection.kept, seen()));
             }
-            () = sleep_until(until) => match connection.plain.last_received_after(plain_mark) {
-                None => {
-                    // On a new connection the TLS handshake has shown the shop a moment ago.
-                    let seen = raw_mark < connection.raw.received() || (!connection.kept && 0 < raw_mark);
-                    return Err(FetchError::FirstByteTimeout { limit: limits.first_byte, seen });
-                }
-                Some(now_last) if Some(now_last) == last => {
-                    return Err(FetchError::SilenceTimeout { limit: limits.silence });
-                }
-                Some(_) => {} // A byte came meanwhile, and the wait begins again from it.
+            () = sleep_until(until) => {}
+        }
+        match connection.plain.last_received_after(plain_mark) {
+            None if first_byte_by <= Instant::now() => {
+                return Err(FetchError::FirstByteTimeout { limit: limits.first_byte, seen: seen() });
             }
+            Some(silent_since) if Some(silent_since) == last => {
+                return Err(FetchError::SilenceTimeout { limit: limits.silence });
+            }
+            None | Some(_) => {}
         }
     }
 }
@@ -195,7 +197,9 @@ fn of_body(error: hyper::Error, bytes: usize) -> FetchError {
     }
     let cause = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     match cause.map(io::Error::kind) {
-        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => FetchError::Protocol { source: error },
+        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => {
+            FetchError::Protocol { source: error }
+        }
         _ => FetchError::Truncated { bytes, source: error.into() },
     }
 }

@@ -49,7 +49,9 @@ fn is_at(url: &Url, host: &str) -> bool {
     let Some(name) = url.host_str() else { return false };
     match url.port() {
         None if name.eq_ignore_ascii_case(host) => true,
-        _ => url.port_or_known_default().is_some_and(|port| format!("{name}:{port}").eq_ignore_ascii_case(host)),
+        _ => url
+            .port_or_known_default()
+            .is_some_and(|port| format!("{name}:{port}").eq_ignore_ascii_case(host)),
     }
 }
 
@@ -63,7 +65,10 @@ mod tests {
         Request {
             method: Method::Post,
             url: Url::parse("https://www.shop.fr/a/search?q=1").unwrap(),
-            headers: vec![("X-Requested-With".into(), "XMLHttpRequest".into()), ("Cookie".into(), "a=b".into())],
+            headers: vec![
+                ("X-Requested-With".into(), "XMLHttpRequest".into()),
+                ("Cookie".into(), "a=b".into()),
+            ],
             body: Some(("text/plain".into(), b"x".to_vec())),
         }
     }
@@ -108,7 +113,9 @@ mod tests {
 
     #[test]
     fn what_is_no_web_address_is_invalid() {
-        for location in ["ftp://www.shop.fr/", "javascript:alert(1)", "https://[", "file:///etc/passwd", "data:,x"] {
+        for location in
+            ["ftp://www.shop.fr/", "javascript:alert(1)", "https://[", "file:///etc/passwd", "data:,x"]
+        {
             assert!(matches!(to(302, location), Err(FetchError::RedirectInvalid)), "{location}");
         }
     }
