@@ -35,7 +35,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use access::Token;
-pub use actor::{Args, Drained, Ingress};
+pub use actor::{Args, Drain, Drained, Ingress};
 pub use host::Authority;
 
 use crate::model::{Language, SiteName};

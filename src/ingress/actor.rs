@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -26,8 +26,6 @@ use crate::telemetry::Event;
 /// What the way in needs of the rest.
 #[derive(Debug)]
 pub struct Args {
-    /// Let go of by [`Ingress::drain`]; whoever wants it to stay bound keeps another hold on it.
-    pub listener: Arc<TcpListener>,
     pub ledger: LedgerHandle,
     pub settings: watch::Receiver<Arc<Settings>>,
     /// What `/readyz` tells besides: Tor, circuits, shops.
@@ -48,8 +46,6 @@ pub struct Shared {
     pub(super) settings: watch::Receiver<Arc<Settings>>,
     pub(super) status: watch::Receiver<serde_json::Value>,
     batches: watch::Sender<u64>,
-    /// None once the drain has begun.
-    listener: std::sync::Mutex<Option<Arc<TcpListener>>>,
     pub(super) phase: watch::Sender<Phase>,
     /// One for each connection (I1); all of them back means that nobody is asking any more.
     slots: Arc<Semaphore>,
@@ -83,9 +79,14 @@ pub enum Phase {
     Cut,
 }
 
-/// How long a drain keeps a silent connection for a submit that may be on its way: the slowest round trip there is, and
-/// a person does not notice it.
-const IDLE_FOR_MAX: Duration = Duration::from_secs(1);
+/// How long the parts of a drain may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drain {
+    /// How long a silent connection is kept for a submit that may be on its way.
+    pub idle_for: Duration,
+    /// All of it.
+    pub within: Duration,
+}
 
 /// How a drain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +97,7 @@ pub struct Drained {
 
 impl Ingress {
     pub fn new(args: Args) -> Self {
-        let Args { listener, ledger, settings, status, batches } = args;
+        let Args { ledger, settings, status, batches } = args;
         let connections = settings.borrow().limits.connections_max.clamp(1, Semaphore::MAX_PERMITS);
         let slots_max = u32::try_from(connections).unwrap_or(u32::MAX);
         let slots = Arc::new(Semaphore::new(slots_max as usize));
@@ -105,7 +106,6 @@ impl Ingress {
             settings,
             status,
             batches,
-            listener: std::sync::Mutex::new(Some(listener)),
             phase: watch::Sender::new(Phase::Serving),
             slots,
             slots_max,
@@ -114,9 +114,12 @@ impl Ingress {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Starts accepting, again if need be. Connections of an earlier actor go on.
-    pub async fn start(&self, supervisor: ActorCell) -> Result<ActorCell, SpawnErr> {
-        let listener = self.shared.listener.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    /// Accepts from `listener`, which is let go of when the actor ends or drains. Connections of an earlier actor go on.
+    pub async fn start(
+        &self,
+        listener: Arc<TcpListener>,
+        supervisor: ActorCell,
+    ) -> Result<ActorCell, SpawnErr> {
         let actor = IngressActor { shared: Arc::clone(&self.shared) };
         // Without a name: ractor's names are global, and two of these in one process (tests) would collide.
         let (actor, _) = Actor::spawn_linked(None, actor, listener, supervisor).await?;
@@ -124,13 +127,12 @@ impl Ingress {
     }
 
     /// Stops accepting at once, answers what is in flight or still comes on open connections, and returns when the last
-    /// is closed, or cut at `until`. Call it before the actor is stopped: connections just accepted are in its mailbox.
-    pub async fn drain(&self, until: Instant) -> Drained {
-        let Shared { phase, slots, slots_max, listener, .. } = self.shared.as_ref();
-        let now = Instant::now();
-        let idle_until = now + (until.saturating_duration_since(now) / 2).min(IDLE_FOR_MAX);
+    /// is closed or cut. Call it before the actor is stopped: connections just accepted are still in its mailbox.
+    pub async fn drain(&self, drain: Drain) -> Drained {
+        let Shared { phase, slots, slots_max, .. } = self.shared.as_ref();
+        let until = Instant::now() + drain.within;
+        let idle_until = until.min(Instant::now() + drain.idle_for);
         phase.send_replace(Phase::Draining);
-        drop(listener.lock().unwrap_or_else(PoisonError::into_inner).take());
         for (until, next) in [(idle_until, Phase::Closing), (until, Phase::Cut)] {
             if timeout_at(until, slots.acquire_many(*slots_max)).await.is_ok() {
                 return Drained { cut: 0 };
@@ -160,15 +162,14 @@ struct IngressActor {
 impl Actor for IngressActor {
     type Msg = Msg;
     type State = AcceptLoop;
-    type Arguments = Option<Arc<TcpListener>>;
+    type Arguments = Arc<TcpListener>;
 
     async fn pre_start(
         &self,
         me: ActorRef<Msg>,
-        listener: Option<Arc<TcpListener>>,
+        listener: Arc<TcpListener>,
     ) -> Result<AcceptLoop, ActorProcessingErr> {
-        let shared = Arc::clone(&self.shared);
-        Ok(AcceptLoop(listener.map(|listener| tokio::spawn(accept_all(listener, me, shared)))))
+        Ok(AcceptLoop(tokio::spawn(accept_all(listener, me, Arc::clone(&self.shared)))))
     }
 
     async fn handle(&self, _: ActorRef<Msg>, msg: Msg, _: &mut AcceptLoop) -> Result<(), ActorProcessingErr> {
@@ -184,13 +185,11 @@ impl Actor for IngressActor {
 }
 
 /// Ends with the actor's state (I2).
-struct AcceptLoop(Option<JoinHandle<()>>);
+struct AcceptLoop(JoinHandle<()>);
 
 impl Drop for AcceptLoop {
     fn drop(&mut self) {
-        if let Some(accept_loop) = &self.0 {
-            accept_loop.abort();
-        }
+        self.0.abort();
     }
 }
 
