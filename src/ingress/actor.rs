@@ -80,7 +80,7 @@ pub enum Phase {
 }
 
 /// How long the parts of a drain may take.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drain {
     /// How long a silent connection is kept for a submit that may be on its way.
     pub idle_for: Duration,
@@ -101,9 +101,16 @@ impl Ingress {
         let connections = settings.borrow().limits.connections_max.clamp(1, Semaphore::MAX_PERMITS);
         let slots_max = u32::try_from(connections).unwrap_or(u32::MAX);
         let slots = Arc::new(Semaphore::new(slots_max as usize));
-        let phase = watch::Sender::new(Phase::Serving);
-        let probe = Mutex::new(None);
-        let shared = Shared { ledger, settings, status, batches, phase, slots, slots_max, probe };
+        let shared = Shared {
+            ledger,
+            settings,
+            status,
+            batches,
+            phase: watch::Sender::new(Phase::Serving),
+            slots,
+            slots_max,
+            probe: Mutex::new(None),
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -114,18 +121,20 @@ impl Ingress {
         supervisor: ActorCell,
     ) -> Result<ActorCell, SpawnErr> {
         let actor = IngressActor { shared: Arc::clone(&self.shared) };
-        let (actor, _) = Actor::spawn_linked(Some("ingress".into()), actor, listener, supervisor).await?;
+        // Without a name: ractor's names are global, and two of these in one process (tests) would collide.
+        let (actor, _) = Actor::spawn_linked(None, actor, listener, supervisor).await?;
         Ok(actor.get_cell())
     }
 
     /// Stops accepting at once, answers what is in flight or still comes on open connections, and returns when the last
-    /// is closed. Call it before the actor is stopped: connections just accepted are still in its mailbox.
+    /// is closed or cut. Call it before the actor is stopped: connections just accepted are still in its mailbox.
     pub async fn drain(&self, drain: Drain) -> Drained {
         let Shared { phase, slots, slots_max, .. } = self.shared.as_ref();
-        let started = Instant::now();
+        let until = Instant::now() + drain.within;
+        let idle_until = until.min(Instant::now() + drain.idle_for);
         phase.send_replace(Phase::Draining);
-        for (until, next) in [(drain.idle_for, Phase::Closing), (drain.within, Phase::Cut)] {
-            if timeout_at(started + until.min(drain.within), slots.acquire_many(*slots_max)).await.is_ok() {
+        for (until, next) in [(idle_until, Phase::Closing), (until, Phase::Cut)] {
+            if timeout_at(until, slots.acquire_many(*slots_max)).await.is_ok() {
                 return Drained { cut: 0 };
             }
             phase.send_replace(next);

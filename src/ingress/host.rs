@@ -17,7 +17,10 @@ impl Authority {
     pub fn parse(text: &str) -> Option<Self> {
         let (host, port) = match text.rsplit_once(':') {
             // The colons of a bare IPv6 address separate no port.
-            Some((head, _)) if head.contains(':') && !head.ends_with(']') => (text, None),
+            Some((head, _)) if head.contains(':') && !head.ends_with(']') => {
+                let host = Host::Ipv6(text.parse().ok()?);
+                return Some(Self { host, port: None });
+            }
             Some((_, tail)) if tail.contains(']') => (text, None),
             // RFC 3986 allows an empty port.
             Some((head, "")) => (head, None),
@@ -75,11 +78,12 @@ mod tests {
             ("192.0.2.1:80", "192.0.2.1:80"),
             ("[2001:DB8::1]:80", "[2001:db8::1]:80"),
             ("[::1]", "[::1]"),
+            ("::1", "[::1]"),
         ];
         for (text, normal) in claims {
             assert_eq!(Authority::parse(text).map(|a| a.to_string()).as_deref(), Some(normal), "{text}");
         }
-        for text in ["", ":80", "a:b", "a:99999", "user@host", "a/b", "a b", "::1", "[::1"] {
+        for text in ["", ":80", "a:b", "a:99999", "user@host", "a/b", "a b", "::x", "[::1"] {
             assert_eq!(Authority::parse(text), None, "{text}");
         }
     }

@@ -10,7 +10,6 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Request};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
-use jiff::Timestamp;
 use matchit::Router;
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
@@ -27,6 +26,7 @@ use crate::ledger::store::{AcceptAnswer, StoreError};
 use crate::model::BatchId;
 use crate::model::batch::{Accepted, NewBatch, Repeat};
 use crate::telemetry::Event;
+use crate::wall;
 
 /// One connection's view of the daemon.
 #[derive(Debug)]
@@ -241,13 +241,14 @@ impl Asker {
         if settings.sites.is_empty() {
             reasons.push("no_shop_enabled");
         }
-        match timeout_at(deadline, self.shared.probe()).await {
+        let probe = timeout_at(deadline, self.shared.probe()).await;
+        // After the probe, which may have found the disk full.
+        let has_room = *self.shared.ledger.health().borrow() == Health::Writing;
+        match probe {
+            _ if !has_room => reasons.push("ledger_full"),
             Ok(Probe { writes: true, conserved: true }) => {}
             Ok(Probe { writes: true, conserved: false }) => reasons.push("conservation_broken"),
-            Ok(Probe { writes: false, .. }) | Err(_) => {
-                let full = *self.shared.ledger.health().borrow() == Health::Full;
-                reasons.push(if full { "ledger_full" } else { "ledger_away" });
-            }
+            Ok(Probe { writes: false, .. }) | Err(_) => reasons.push("ledger_away"),
         }
         let details = may_know.then(|| self.shared.status.borrow().clone());
         let ready = reasons.is_empty();
@@ -311,7 +312,7 @@ impl Shared {
 async fn commit(shared: &Shared, batch: NewBatch, deadline: Instant) -> Result<Accepted, Failure> {
     let batch_id = batch.batch_id.clone();
     let requester = batch.requester.clone();
-    let now_ms = Timestamp::now().as_millisecond();
+    let now_ms = wall::now_ms();
     let write = shared.ledger.write(move |store| store.accept(&batch, now_ms));
     let accepted = match timeout_at(deadline, write).await.unwrap_or(Err(LedgerError::Unknown)) {
         Ok(AcceptAnswer::Accepted(accepted)) => accepted,

@@ -322,7 +322,7 @@ impl Drop for Server {
 
 impl Server {
     async fn start(settings: Settings) -> Self {
-        Self::with_ledger(settings, 100, Duration::from_secs(20)).await
+        Self::with_ledger(settings, 100, PATIENCE).await
     }
 
     async fn with_ledger(settings: Settings, queue_max: usize, reply_within: Duration) -> Self {
@@ -332,16 +332,452 @@ impl Server {
         let reader = LedgerReader::new(vec![Box::new(fake.clone()), Box::new(fake.clone())]);
         let limits = ledger::actor::Limits { queue_max, group_max: 100, reply_within };
         let (handle, ledger) = ledger::actor::handle(reader, limits);
-        LEDGERS.lock().await;
         ledger.start(Box::new(fake.clone()), root.clone()).await.unwrap();
         let (settings, settings_rx) = watch::channel(Arc::new(settings));
         let (status, status_rx) = watch::channel(Value::Null);
         let (batches_tx, batches) = watch::channel(0);
-        let args = Args { ledger: handle, settings: settings_rx, status: status_rx, batches: batches_tx };
-        let ingress = Ingress::new(args);
+        let ingress =
+            Ingress::new(Args { ledger: handle, settings: settings_rx, status: status_rx, batches: batches_tx });
         let listener = Arc::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
         let at = listener.local_addr().unwrap();
         let actor = ingress.start(Arc::clone(&listener), root.clone()).await.unwrap();
         Self { fake, ingress, listener, actor, root, settings, status, batches, at }
     }
+
+    async fn connect(&self) -> Client {
+        Client(TcpStream::connect(self.at).await.unwrap())
+    }
+
+    /// One request on a connection of its own.
+    async fn ask(&self, request: impl AsRef<[u8]>) -> Reply {
+        let mut client = self.connect().await;
+        client.send(request).await;
+        client.reply().await.expect("an answer")
+    }
+
+    async fn post(&self, body: &str) -> Reply {
+        self.ask(post("", body)).await
+    }
+
+    async fn get(&self, path: &str) -> Reply {
+        self.ask(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await
+    }
+}
+
+struct Client(TcpStream);
+
+impl Client {
+    /// What cannot be sent was not wanted any more.
+    async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        let _ = self.0.write_all(bytes.as_ref()).await;
+    }
+
+    /// The next answer; `None` if the connection ends without one.
+    async fn reply(&mut self) -> Option<Reply> {
+        timeout(PATIENCE, self.read_reply()).await.expect("an answer or the end of the connection in time")
+    }
+
+    async fn read_reply(&mut self) -> Option<Reply> {
+        let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
+        loop {
+            if let Some(reply) = Reply::parse(&bytes) {
+                return Some(reply);
+            }
+            match self.0.read(&mut buffer).await {
+                Ok(0) | Err(_) => return None,
+                Ok(n) => bytes.extend_from_slice(&buffer[..n]),
+            }
+        }
+    }
+
+    /// Waits for the end of the connection.
+    async fn end(&mut self) {
+        let mut rest = Vec::new();
+        let _ = timeout(PATIENCE, self.0.read_to_end(&mut rest)).await.expect("the connection ends in time");
+    }
+}
+
+#[derive(Debug)]
+struct Reply {
+    status: u16,
+    head: String,
+    text: String,
+}
+
+impl Reply {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(bytes).ok()?;
+        let (head, body) = text.split_once("\r\n\r\n")?;
+        let head = head.to_lowercase();
+        let length = head.split_once("content-length: ").map_or("0", |(_, rest)| rest.lines().next().unwrap());
+        let length: usize = length.trim().parse().unwrap();
+        let status = head[9..12].parse().unwrap();
+        (length <= body.len()).then(|| Self { status, text: body[..length].to_owned(), head })
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// An error in the form of the contract.
+    fn error(&self) -> String {
+        let json = self.json();
+        assert_eq!(json["success"], false, "{self:?}");
+        assert!(self.head.contains("content-type: application/json"), "{self:?}");
+        json["error"].as_str().unwrap().to_owned()
+    }
+
+    fn closes(&self) -> bool {
+        self.head.contains("connection: close")
+    }
+}
+
+fn post(headers: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "POST /api/scrape HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{headers}\
+         Content-Length: {length}\r\n\r\n{body}"
+    )
+}
+
+const BODY: &str = r#"{"eans": [{"primary": "0748322148474", "replacement": null}, "123"]}"#;
+
+#[tokio::test]
+async fn a_batch_is_stored_answered_and_told_to_the_coordinators() {
+    let mut server = Server::start(settings()).await;
+    let reply = server.post(BODY).await;
+    assert_eq!(reply.status, 202, "{reply:?}");
+    let json = reply.json();
+    assert_eq!((&json["total_products"], &json["thread_id"]), (&2.into(), &1.into()));
+    assert_eq!(json["counts"], serde_json::json!({"queued": 1, "skipped": 1, "ignored": 0}));
+    assert_eq!((&json["refused"][0]["index"], &json["refused"][0]["ean"]), (&2.into(), &"123".into()));
+    assert_eq!(server.fake.stored(), 1);
+    timeout(PATIENCE, server.batches.changed()).await.unwrap().unwrap();
+    server.fake.with(|book| {
+        assert_eq!(book.batches[0].1.requester, "addr:127.0.0.1");
+        assert_eq!(book.batches[0].1.sites, ["alpha".into(), "beta".into()]);
+    });
+}
+
+#[tokio::test]
+async fn a_repeat_gets_the_first_answer() {
+    let server = Server::start(settings()).await;
+    let first = server.post(BODY).await.text;
+    let by_body = server.post(BODY).await;
+    assert_eq!(by_body.status, 202);
+    assert_eq!(by_body.json()["duplicate"], true);
+    assert_eq!(by_body.json()["batch_id"], serde_json::from_str::<Value>(&first).unwrap()["batch_id"]);
+    let with_key = post("Idempotency-Key: abc\r\n", BODY);
+    let first = server.ask(&with_key).await;
+    assert_eq!(server.ask(&with_key).await.text, first.text);
+    let other = server.ask(post("Idempotency-Key: abc\r\n", r#"{"eans": ["1"]}"#)).await;
+    assert_eq!(other.status, 422);
+    assert!(other.error().contains("Idempotency-Key"));
+    assert_eq!(server.fake.stored(), 2);
+}
+
+#[tokio::test]
+async fn what_is_refused_stores_nothing_and_says_why() {
+    let server = Server::start(settings()).await;
+    let big = format!(r#"{{"eans": ["{}"]}}"#, "x".repeat(150_000));
+    let chunked = format!(
+        "POST /api/scrape HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{big}\r\n0\r\n\r\n",
+        big.len()
+    );
+    let get = |path: &str, headers: &str| format!("GET {path} HTTP/1.1\r\n{headers}\r\n");
+    for (status, request, word) in [
+        (400, post("", "eans=1"), "JSON"),
+        (400, post("", r#"{"eans": [true]}"#), "eans[0]"),
+        (400, post("Idempotency-Key: a b\r\n", BODY), "Idempotency-Key"),
+        (400, post(&format!("Idempotency-Key: {}\r\n", "k".repeat(256)), BODY), "Idempotency-Key"),
+        (400, post("Idempotency-Key: a\r\nIdempotency-Key: b\r\n", BODY), "Idempotency-Key"),
+        (400, get("/api/batches/1", ""), "Host"),
+        (400, get("/api/batches/1?limit=1001", "Host: localhost\r\n"), "1000"),
+        (400, get("/api/batches/1?after=-1", "Host: localhost\r\n"), "after"),
+        (403, get("/api/batches/1", "Host: evil.example\r\n"), "server.hosts"),
+        (403, post("Origin: http://evil.example\r\n", BODY), "evil.example"),
+        (404, get("/api/nothing", "Host: localhost\r\n"), "/api/nothing"),
+        (404, get("/api/scrape/", "Host: localhost\r\n"), "/api/scrape/"),
+        (404, get("/api/batches/7", "Host: localhost\r\n"), "7"),
+        (405, get("/api/scrape", "Host: localhost\r\n"), "POST"),
+        (405, post("", BODY).replace("POST", "DELETE"), "POST"),
+        (405, post("", BODY).replace("/api/scrape", "/api/health"), "GET"),
+        (413, post("", &big), "server.body_bytes_max"),
+        (413, chunked, "server.body_bytes_max"),
+        (415, post("", BODY).replace("application/json", "text/plain"), "application/json"),
+        (415, post("", BODY).replace("Content-Type", "X-Type"), "application/json"),
+        (415, post("Content-Encoding: gzip\r\n", BODY), "Content-Encoding"),
+    ] {
+        let reply = server.ask(&request).await;
+        assert_eq!(reply.status, status, "{reply:?} to {:.200}", request);
+        assert!(reply.error().contains(word), "{reply:?}");
+    }
+    assert!(server.get("/api/scrape").await.head.contains("allow: post"));
+    assert_eq!(server.fake.stored(), 0);
+    assert_eq!(server.post(BODY).await.status, 202, "and the server lives");
+}
+
+#[tokio::test]
+async fn a_body_announced_as_too_large_is_never_asked_for() {
+    let server = Server::start(settings()).await;
+    let head = "POST /api/scrape HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+                Expect: 100-continue\r\nContent-Length: 100001\r\n\r\n";
+    let reply = server.ask(head).await;
+    assert_eq!((reply.status, reply.closes()), (413, true));
+    let mut client = server.connect().await;
+    client.send(head.replace("100001", &BODY.len().to_string())).await;
+    assert_eq!(client.reply().await.unwrap().status, 100);
+    client.send(BODY).await;
+    assert_eq!(client.reply().await.unwrap().status, 202);
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for_everywhere_but_at_the_signs_of_life() {
+    let mut settings = settings();
+    settings.token = Some(Token::new("api", b"s3cret"));
+    let server = Server::start(settings).await;
+    let without = server.post(BODY).await;
+    assert_eq!(without.status, 401);
+    assert!(without.head.contains("www-authenticate: bearer"));
+    assert_eq!(server.ask(post("Authorization: Bearer wrong\r\n", BODY)).await.status, 401);
+    assert_eq!(server.get("/api/batches/1").await.status, 401);
+    assert_eq!(server.ask(post("Authorization: Bearer s3cret\r\n", BODY)).await.status, 202);
+    server.fake.with(|book| assert_eq!(book.batches[0].1.requester, "token:api"));
+    for path in ["/api/health", "/livez", "/readyz"] {
+        let open = server.ask(format!("GET {path} HTTP/1.1\r\nHost: any.name\r\n\r\n")).await;
+        assert_eq!(open.status, 200, "{path}");
+        assert!(!open.text.contains("details"), "{path}");
+    }
+    assert_eq!(server.get("/api/health").await.text, r#"{"status":"ok"}"#);
+    assert_eq!(server.ask("HEAD /livez HTTP/1.0\r\n\r\n").await.text, "");
+}
+
+#[tokio::test]
+async fn a_sentence_is_english_by_setting_from_one_request_to_the_next() {
+    let server = Server::start(settings()).await;
+    assert!(server.post("{}").await.error().starts_with("Rien à faire"));
+    server.settings.send_replace(Arc::new(Settings { language: Language::English, ..settings() }));
+    assert!(server.post("{}").await.error().starts_with("Nothing to do"));
+}
+
+#[tokio::test]
+async fn what_the_ledger_refuses_is_503_with_a_time_to_come_back() {
+    let server = Server::start(settings()).await;
+    for mode in [Mode::Full, Mode::Refusing] {
+        server.fake.set(mode);
+        let reply = server.post(BODY).await;
+        assert_eq!(reply.status, 503);
+        assert!(reply.head.contains("retry-after: "), "{reply:?}");
+        reply.error();
+    }
+    let busy = Server::with_ledger(settings(), 0, PATIENCE).await;
+    assert!(busy.post(BODY).await.head.contains("retry-after: 1"));
+    assert_eq!(server.fake.stored(), 0);
+}
+
+#[tokio::test]
+async fn without_a_shop_in_use_the_key_to_set_is_named() {
+    let server = Server::start(Settings { sites: Vec::new(), ..settings() }).await;
+    let reply = server.post(BODY).await;
+    assert_eq!(reply.status, 503);
+    assert!(reply.error().contains("sites.<name>.enabled"));
+    assert_eq!(server.get("/readyz").await.status, 503);
+}
+
+#[tokio::test]
+async fn a_commit_that_is_found_when_asked_for_again_is_answered() {
+    let mut server = Server::with_ledger(settings(), 100, Duration::from_millis(20)).await;
+    server.fake.set(Mode::UntilAsked);
+    let reply = server.post(BODY).await;
+    assert_eq!((reply.status, server.fake.stored()), (202, 1));
+    assert!(server.fake.with(|book| book.asked) > 0);
+    timeout(PATIENCE, server.batches.changed()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_commit_that_stays_unknown_is_not_answered() {
+    let mut settings = settings();
+    settings.limits.request_timeout = SHORT;
+    let server = Server::with_ledger(settings, 100, Duration::from_millis(20)).await;
+    server.fake.set(Mode::Stuck);
+    let mut client = server.connect().await;
+    client.send(post("Idempotency-Key: k\r\n", BODY)).await;
+    assert!(client.reply().await.is_none(), "closed without a byte");
+    server.fake.set(Mode::Writing);
+    let repeat = server.ask(post("Idempotency-Key: k\r\n", BODY)).await;
+    assert_eq!((repeat.status, server.fake.stored()), (202, 1), "the repeat finds the first");
+}
+
+#[tokio::test]
+async fn a_peer_that_hangs_up_during_the_commit_loses_no_batch() {
+    let mut server = Server::start(settings()).await;
+    server.fake.set(Mode::Stuck);
+    let mut client = server.connect().await;
+    client.send(post("", BODY)).await;
+    while server.fake.with(|book| book.begun) == 0 {
+        tokio::task::yield_now().await;
+    }
+    drop(client);
+    server.fake.set(Mode::Writing);
+    timeout(PATIENCE, server.batches.changed()).await.unwrap().unwrap();
+    assert_eq!(server.fake.stored(), 1);
+}
+
+#[tokio::test]
+async fn slow_peers_are_let_go_of_and_others_served() {
+    let mut limited = settings();
+    limited.limits.header_timeout = SHORT;
+    limited.limits.body_timeout = SHORT;
+    let server = Server::start(limited).await;
+    let half_a_header = "POST /api/scrape HTTP/1.1\r\nHost: loc";
+    let half_a_body = &post("", BODY)[..post("", BODY).len() - 5];
+    let (mut silent, mut slow_header, mut slow_body, mut half_open) =
+        (server.connect().await, server.connect().await, server.connect().await, server.connect().await);
+    slow_header.send(half_a_header).await;
+    slow_body.send(half_a_body).await;
+    half_open.send(half_a_body).await;
+    half_open.0.shutdown().await.unwrap();
+    assert_eq!(server.get("/livez").await.status, 200);
+    let reply = slow_body.reply().await.unwrap();
+    assert_eq!((reply.status, reply.closes()), (408, true));
+    assert!(reply.error().contains("server.body_timeout"));
+    for client in [&mut silent, &mut slow_header, &mut slow_body, &mut half_open] {
+        client.end().await;
+    }
+    assert_eq!(server.fake.stored(), 0);
+}
+
+#[tokio::test]
+async fn a_header_that_is_too_large_is_refused() {
+    let server = Server::start(settings()).await;
+    let reply = server.ask(post(&format!("X-Long: {}\r\n", "x".repeat(20_000)), BODY)).await;
+    assert_eq!(reply.status, 431);
+    assert_eq!(server.fake.stored(), 0);
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_read_its_answer_is_let_go_of() {
+    let mut limited = settings();
+    limited.limits.request_timeout = SHORT;
+    limited.limits.connections_max = 1;
+    let server = Server::start(limited).await;
+    let eans = vec!["1"; 100];
+    let mut client = server.connect().await;
+    client.send(post("Connection: close\r\n", &serde_json::json!({"eans": eans}).to_string())).await;
+    assert_eq!(client.reply().await.unwrap().status, 202);
+    client.end().await;
+    drop(client);
+    let mut deaf = server.connect().await;
+    // Far more pages than the sockets' buffers hold; hyper answers one after the other.
+    let page = "GET /api/batches/1 HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    deaf.send(page.repeat(20)).await;
+    assert_eq!(server.get("/livez").await.status, 200, "the only slot is free again");
+}
+
+#[tokio::test]
+async fn over_the_limit_of_connections_the_next_one_waits() {
+    let mut limited = settings();
+    limited.limits.connections_max = 1;
+    let server = Server::start(limited).await;
+    let first = server.connect().await;
+    let mut second = server.connect().await;
+    second.send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    assert!(timeout(SHORT, second.read_reply()).await.is_err(), "not while the first is open");
+    drop(first);
+    assert_eq!(second.reply().await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn readyz_says_whether_a_submit_would_be_taken() {
+    let server = Server::start(settings()).await;
+    server.status.send_replace(serde_json::json!({"tor": "away"}));
+    let ready = server.get("/readyz").await;
+    assert_eq!(ready.status, 200, "Tor changes nothing: {ready:?}");
+    assert_eq!(ready.json()["details"]["tor"], "away");
+    for (mode, reason) in [(Mode::Full, "ledger_full"), (Mode::Miscounted, "conservation_broken")] {
+        server.fake.set(mode);
+        let mut reply = server.get("/readyz").await;
+        // Until the last probe is too old, and the writer has looked for room again.
+        while reply.json()["reasons"] != serde_json::json!([reason]) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            reply = server.get("/readyz").await;
+        }
+        assert_eq!(reply.status, 503);
+    }
+}
+
+#[tokio::test]
+async fn a_batch_is_shown_by_either_name_page_by_page() {
+    let server = Server::start(settings()).await;
+    let accepted = server.post(r#"{"eans": ["0748322148474", "1", "2"], "metadata": {"a": 1.50}}"#).await.json();
+    let by_id = server.get(accepted["status_url"].as_str().unwrap()).await;
+    assert_eq!(by_id.status, 200);
+    assert_eq!(by_id.json()["products"].as_array().unwrap().len(), 3);
+    let page = server.get("/api/batches/1?after=1&limit=1").await.json();
+    assert_eq!(page["batch_id"], accepted["batch_id"]);
+    assert_eq!((page["products"][0]["index"].clone(), page["products"].as_array().unwrap().len()), (2.into(), 1));
+    let next = server.get(page["next"].as_str().unwrap()).await.json();
+    assert_eq!((next["products"][0]["index"].clone(), next["next"].clone()), (3.into(), Value::Null));
+}
+
+#[tokio::test]
+async fn a_restart_of_the_actor_cuts_nobody_off_and_loses_nobody_who_waits() {
+    let server = Server::start(settings()).await;
+    let keep_alive = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut open = server.connect().await;
+    open.send(keep_alive).await;
+    assert_eq!(open.reply().await.unwrap().status, 200);
+    server.actor.kill_and_wait(None).await.unwrap();
+    let mut waiting = server.connect().await;
+    waiting.send(keep_alive).await;
+    open.send(keep_alive).await;
+    assert_eq!(open.reply().await.unwrap().status, 200, "an open connection outlives the actor");
+    assert!(timeout(SHORT, waiting.read_reply()).await.is_err(), "the loop ended with its actor");
+    server.ingress.start(Arc::clone(&server.listener), server.root.clone()).await.unwrap();
+    assert_eq!(waiting.reply().await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn a_drain_still_commits_and_answers_what_comes_on_open_connections() {
+    let server = Server::start(settings()).await;
+    let (mut busy, mut idle) = (server.connect().await, server.connect().await);
+    server.fake.set(Mode::Stuck);
+    busy.send(post("", BODY)).await;
+    idle.send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    assert!(!idle.reply().await.unwrap().closes());
+    while server.fake.with(|book| book.begun) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let ingress = server.ingress.clone();
+    let drain = tokio::spawn(async move { ingress.drain(Drain { idle_for: PATIENCE, within: PATIENCE }).await });
+    while !server.ingress.is_draining() {
+        tokio::task::yield_now().await;
+    }
+    server.fake.set(Mode::Writing);
+    idle.send(post("", r#"{"eans": ["0748322148481"]}"#)).await;
+    for client in [&mut busy, &mut idle] {
+        let reply = client.reply().await.unwrap();
+        assert_eq!((reply.status, reply.closes()), (202, true), "{reply:?}");
+    }
+    assert_eq!(drain.await.unwrap().cut, 0);
+    assert_eq!(server.fake.stored(), 2);
+    while Arc::strong_count(&server.listener) > 1 {
+        tokio::task::yield_now().await; // The accept loop lets go of the listener, so that its owner can close it.
+    }
+}
+
+#[tokio::test]
+async fn a_drain_closes_silent_connections_and_cuts_the_rest_at_its_deadline() {
+    let server = Server::start(settings()).await;
+    let (mut silent, mut stuck) = (server.connect().await, server.connect().await);
+    server.fake.set(Mode::Stuck);
+    stuck.send(post("", BODY)).await;
+    while server.fake.with(|book| book.begun) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let drained = server.ingress.drain(Drain { idle_for: SHORT, within: 2 * SHORT }).await;
+    assert_eq!(drained.cut, 1);
+    silent.end().await;
+    assert!(stuck.reply().await.is_none(), "cut without an answer: it may be stored yet");
 }

@@ -1,6 +1,5 @@
 //! A batch as `GET /api/batches/{id}` shows it. Pure.
 
-use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -9,13 +8,14 @@ use crate::ledger::store::{BatchView, DeliveryView, ProductState, ProductView};
 use crate::model::Reason;
 use crate::model::batch::{SiteName, Status};
 use crate::model::delivery::DeliveryState;
+use crate::wall::format_ms;
 
 #[derive(Serialize)]
 struct Batch<'a> {
     batch_id: &'a str,
     thread_id: i64,
     status: &'static str,
-    accepted_at: Option<String>,
+    accepted_at: String,
     ended_at: Option<String>,
     total_products: u32,
     counts: Map<String, Value>,
@@ -72,8 +72,8 @@ pub fn batch(
         batch_id: batch.batch_id.as_str(),
         thread_id: batch.no.0,
         status: if batch.ended_at_ms.is_some() { "ended" } else { "processing" },
-        accepted_at: time(batch.accepted_at_ms),
-        ended_at: batch.ended_at_ms.and_then(time),
+        accepted_at: format_ms(batch.accepted_at_ms),
+        ended_at: batch.ended_at_ms.map(format_ms),
         total_products: batch.total,
         counts: counts(batch),
         deliveries: tally(DeliveryState::ALL.map(DeliveryState::as_str), batch.deliveries),
@@ -119,7 +119,7 @@ fn product(view: &ProductView) -> Product<'_> {
         status,
         reason: view.reason.as_ref(),
         note: view.note.as_deref(),
-        ended_at: view.ended_at_ms.and_then(time),
+        ended_at: view.ended_at_ms.map(format_ms),
         delivery: view.delivery.as_ref().map(delivery),
     }
 }
@@ -130,8 +130,8 @@ fn delivery(view: &DeliveryView) -> Delivery<'_> {
         endpoint: view.endpoint.for_log(),
         state: view.state.as_str(),
         attempts: view.attempts,
-        due_at: (view.state == DeliveryState::Waiting).then(|| time(view.due_at_ms)).flatten(),
-        last_attempt_at: view.last_attempt_at_ms.and_then(time),
+        due_at: (view.state == DeliveryState::Waiting).then(|| format_ms(view.due_at_ms)),
+        last_attempt_at: view.last_attempt_at_ms.map(format_ms),
         last_status: view.last_status,
         last_detail: view.last_detail.as_deref(),
     }
@@ -140,10 +140,6 @@ fn delivery(view: &DeliveryView) -> Delivery<'_> {
 /// The query of a URL may be a secret, such as the signature of an n8n resume URL.
 fn without_query(url: &str) -> &str {
     url.split(['?', '#']).next().unwrap_or_default()
-}
-
-fn time(ms: i64) -> Option<String> {
-    Timestamp::from_millisecond(ms).ok().map(|time| time.to_string())
 }
 
 #[cfg(test)]
