@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use url::Url;
 
 use crate::model::page::Via;
-use crate::recipe::{Limits, Recipe};
+use crate::recipe::{JsonPath, Limits, Recipe};
 
 mod check;
 mod raw;
@@ -248,9 +248,9 @@ pub struct Catalogue {
     pub concurrency: usize,
     pub attempts_max: u32,
     /// Where the answer says how many products it found.
-    pub total: String,
+    pub total: JsonPath,
     /// Where it says the product's name.
-    pub name: Option<String>,
+    pub name: Option<JsonPath>,
 }
 
 impl Catalogue {

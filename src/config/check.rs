@@ -14,7 +14,7 @@ use super::{
     Problem, ProductUrl, Server, Shutdown, Tor, Webhooks, site,
 };
 use crate::model::page::Via;
-use crate::recipe::{EAN, Limits};
+use crate::recipe::{EAN, JsonPath, Limits};
 use ipnet::IpNet;
 
 const MS: Duration = Duration::from_millis(1);
@@ -326,6 +326,9 @@ fn catalogue(section: Section<'_>) -> Option<Catalogue> {
         http_url(&url.replace(EAN, "0000000000000"))?;
         Ok(url.to_owned())
     });
+    let path = |key| {
+        section.opt(key, "a path such as \"items.0.name\"", |node| Ok(JsonPath::parse(non_empty(node)?)?))
+    };
     let rest = Catalogue {
         url: String::new(),
         token_file: section.opt_path("token_file"),
@@ -334,8 +337,8 @@ fn catalogue(section: Section<'_>) -> Option<Catalogue> {
         rate: section.rate("rate"),
         concurrency: count(&section, "concurrency", 1..=256),
         attempts_max: small(&section, "attempts_max", 1..=1_000),
-        total: section.text("total", "a path such as \"total_count\""),
-        name: section.opt_text("name", "a path such as \"items.0.name\""),
+        total: path("total").unwrap_or_else(|| JsonPath(Vec::new())),
+        name: path("name"),
     };
     section.finish();
     Some(Catalogue { url: url?, ..rest })

@@ -186,7 +186,9 @@ fn the_catalogue_is_asked_by_barcode() {
     let catalogue = config.catalogue.unwrap();
     let gtin = crate::model::Gtin::parse("748322148474").unwrap();
     assert_eq!(catalogue.url(&gtin).query(), Some("searchCriteria[value]=0748322148474"));
-    assert_eq!((catalogue.via, catalogue.total.as_str()), (Via::Direct, "total_count"));
+    let answer = serde_json::json!({"total_count": 2, "items": [{"name": "A"}]});
+    assert_eq!((catalogue.via, catalogue.total.texts(&answer)), (Via::Direct, vec!["2".to_owned()]));
+    assert!(with("[catalogue]\ntotal = \"a..b\"\n").unwrap_err()[0].contains("empty step"));
     assert!(with("[catalogue]\nurl = \"http://c.test/\"\n").is_err());
 }
 

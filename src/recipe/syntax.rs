@@ -65,6 +65,15 @@ impl JsonPath {
         }
         Ok(Self(steps))
     }
+
+    /// The texts there: itself, those of a list, the name of an object; numbers as they are written.
+    pub fn texts(&self, value: &serde_json::Value) -> Vec<String> {
+        let mut found = Vec::new();
+        for value in super::structured::at(value, self) {
+            super::structured::texts(value, &mut found);
+        }
+        found
+    }
 }
 
 /// Where links of a search answer are.
