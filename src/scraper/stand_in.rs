@@ -198,9 +198,11 @@ impl Visitor {
         self.io.flush().await.ok()
     }
 
-    /// Waits until the client closes.
-    pub async fn linger(&mut self) {
-        let _ = self.io.read_to_end(&mut Vec::new()).await;
+    /// Waits until the client closes; tells how much it still sent.
+    pub async fn linger(&mut self) -> usize {
+        let mut rest = Vec::new();
+        let _ = self.io.read_to_end(&mut rest).await;
+        rest.len()
     }
 
     /// Ends the connection as a good server does.
@@ -296,7 +298,10 @@ impl Shop {
 
     /// Waits until as many connections have ended.
     pub async fn ended(&self, count: usize) {
-        self.ended.clone().wait_for(|ended| count <= *ended).await.unwrap();
+        let mut ended = self.ended.clone();
+        let enough = ended.wait_for(|ended| count <= *ended);
+        // Only to fail instead of hanging.
+        tokio::time::timeout(std::time::Duration::from_secs(30), enough).await.expect("still open").unwrap();
     }
 }
 

@@ -140,7 +140,8 @@ impl Connection {
     }
 }
 
-/// The task behind a connection; it ends with it.
+/// The task behind a connection; it ends with it. hyper ends most connections by itself once nobody holds their sender,
+/// but not one that is stuck in writing.
 #[derive(Debug)]
 struct Driver(AbortHandle);
 

@@ -243,6 +243,30 @@ mod time {
     }
 
     #[tokio::test]
+    async fn a_request_that_is_given_up_is_not_written_to_its_end() {
+        const LONG: usize = 32 << 20;
+        let (given_up, wait) = tokio::sync::watch::channel(false);
+        let (count, mut counted) = tokio::sync::watch::channel(None);
+        let shop = Shop::start(None, move |mut visitor| {
+            let (mut wait, count) = (wait.clone(), count.clone());
+            async move {
+                wait.wait_for(|given_up| *given_up).await.ok()?;
+                count.send_replace(Some(visitor.linger().await));
+                Some(())
+            }
+        })
+        .await;
+        let mut request = Request::get(shop.url("/"));
+        request.method = Method::Post;
+        request.body = Some(("text/plain".into(), vec![b'x'; LONG]));
+        let error = fetch(&shop, request, &FetchLimits { first_byte: SHORT, ..limits() }).await.unwrap_err();
+        assert!(matches!(error, FetchError::FirstByteTimeout { .. }), "{error:?}");
+        given_up.send_replace(true);
+        let read = counted.wait_for(Option::is_some).await.unwrap().unwrap();
+        assert!(read < LONG, "{read} bytes came");
+    }
+
+    #[tokio::test]
     async fn a_fetch_that_is_dropped_closes_its_connection() {
         let shop = Shop::start(None, |mut visitor| async move {
             visitor.request().await?;
