@@ -54,15 +54,14 @@ pub async fn exchange(stream: TcpStream, mut request: Request<Full<Bytes>>) -> R
     };
     // The connection only moves while it is polled; both end together.
     tokio::pin!(answer, connection);
-    loop {
-        tokio::select! {
-            answer = &mut answer => return answer.because(&deed),
-            ended = &mut connection => {
-                ended.because(&deed)?;
-                return answer.await.because(&deed);
-            }
-        }
+    tokio::select! {
+        answer = &mut answer => answer,
+        ended = &mut connection => match ended {
+            Ok(()) => answer.await,
+            Err(error) => Err(error),
+        },
     }
+    .because(&deed)
 }
 
 /// The name and the password of a SOCKS5 user: with tor, a circuit of its own.

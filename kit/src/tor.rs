@@ -13,7 +13,7 @@
 //! the process that started it.
 //!
 //! A fresh start takes 10 s on an idle machine; with a cache directory later starts take about one, from a
-//! [`snapshot`] of the first. A network belongs to no tokio runtime: it may be shared by tests that have their own.
+//! snapshot of the first. A network belongs to no tokio runtime: it may be shared by tests that have their own.
 
 pub mod control;
 pub mod dns;
