@@ -121,15 +121,6 @@ pub fn handle(reader: LedgerReader, limits: Limits) -> (LedgerHandle, Ledger) {
 impl Ledger {
     /// Starts the writer on `store`.
     pub async fn start(&self, store: Box<dyn Store>, supervisor: ActorCell) -> Result<ActorCell, SpawnErr> {
-        self.start_named(Some("ledger".into()), store, supervisor).await
-    }
-
-    async fn start_named(
-        &self,
-        name: Option<String>,
-        store: Box<dyn Store>,
-        supervisor: ActorCell,
-    ) -> Result<ActorCell, SpawnErr> {
         self.publisher.withdraw();
         let arguments = State {
             store: Some(store),
@@ -138,7 +129,8 @@ impl Ledger {
             health: self.health.clone(),
         };
         let actor = LedgerActor { group_max: self.group_max };
-        let (actor, _) = Actor::spawn_linked(name, actor, arguments, supervisor).await?;
+        // Without a name: ractor's names are global, and the ledgers of two tests in one process would collide.
+        let (actor, _) = Actor::spawn_linked(None, actor, arguments, supervisor).await?;
         let cell = actor.get_cell();
         self.publisher.publish(actor);
         Ok(cell)
@@ -477,7 +469,7 @@ mod tests {
         let (tx, failed) = watch::channel(false);
         let (parent, _) = Actor::spawn(None, Parent, tx).await.unwrap();
         // A name is one per process, and tests run side by side.
-        ledger.start_named(None, Box::new(opened.store), parent.get_cell()).await.unwrap();
+        ledger.start(Box::new(opened.store), parent.get_cell()).await.unwrap();
         Running { handle, failed, _dir: dir }
     }
 

@@ -142,10 +142,10 @@ impl Call<'_> {
         }
         let answer: serde_json::Value = serde_json::from_slice(&page.bytes)
             .map_err(|error| failed("answer", format!("not JSON: {error}"), Again::Soon))?;
-        match count_at(&answer, &catalogue.total) {
+        match count(&catalogue.total.texts(&answer)) {
             Some(0) => Ok(VisitEnd::NotSold),
             Some(_) => Ok(VisitEnd::Sold),
-            None => Err(failed("answer", format!("no number at {:?}", catalogue.total), Again::Soon)),
+            None => Err(failed("answer", "no number where catalogue.total says", Again::Soon)),
         }
     }
 
@@ -295,9 +295,9 @@ fn self_heals<T>(error: &RecipeError) -> Result<T, Stop> {
     Err(failed(error.kind(), error.to_string(), Again::Soon))
 }
 
-/// The number at a dotted path, e.g. `total_count`.
-fn count_at(answer: &serde_json::Value, path: &str) -> Option<u64> {
-    answer.pointer(&format!("/{}", path.replace('.', "/")))?.as_u64()
+/// The first number among what a path gave.
+fn count(texts: &[String]) -> Option<u64> {
+    texts.first()?.parse().ok()
 }
 
 /// `host:port`, as redirects are compared.
