@@ -53,7 +53,8 @@ pub enum OnFailure {
 
 impl Child {
     /// Start order; the drain goes in reverse. A child calls only children before it.
-    pub const START_ORDER: [Self; 5] = [Self::Ledger, Self::Sender, Self::Scrapers, Self::Batches, Self::Ingress];
+    pub const START_ORDER: [Self; 5] =
+        [Self::Ledger, Self::Sender, Self::Scrapers, Self::Batches, Self::Ingress];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -247,7 +248,18 @@ impl State {
         match child {
             Child::Ledger => {
                 let gone = || SpawnErr::StartupFailed("the store is gone with the last ledger".into());
-                parts.ledger.start(parts.store.get_mut().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(gone)?, root).await
+                parts
+                    .ledger
+                    .start(
+                        parts
+                            .store
+                            .get_mut()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .take()
+                            .ok_or_else(gone)?,
+                        root,
+                    )
+                    .await
             }
             Child::Sender => parts.webhook.start(root).await,
             Child::Scrapers => parts.pool.start(Arc::clone(&parts.gear), root).await,
@@ -292,7 +304,8 @@ impl State {
         let visits = async {
             let scrapers = parts.scrapers.drain(plan.visits);
             let coordinators = tokio::time::timeout_at(plan.batches, parts.batches_handle.drain());
-            let (_, coordinators) = tokio::join!(tokio::time::timeout_at(plan.batches, scrapers), coordinators);
+            let (_, coordinators) =
+                tokio::join!(tokio::time::timeout_at(plan.batches, scrapers), coordinators);
             if coordinators.is_err() {
                 Event::ActorKilled { actor: Child::Batches.name() }.emit();
             }

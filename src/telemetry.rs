@@ -32,7 +32,9 @@ pub fn init(log: &Log) {
         registry.with(layer.with_current_span(false).with_span_list(false)).init();
     } else {
         let ansi = std::io::stderr().is_terminal();
-        registry.with(fmt::layer().compact().with_target(false).with_ansi(ansi).with_writer(std::io::stderr)).init();
+        registry
+            .with(fmt::layer().compact().with_target(false).with_ansi(ansi).with_writer(std::io::stderr))
+            .init();
     }
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();

@@ -169,7 +169,8 @@ impl State {
 
     fn release_older_then_claim(&mut self, me: &ActorRef<Msg>) {
         let Arguments { batch, claim, ledger, window, .. } = &self.arguments;
-        let (batch, claim, ledger, limit, me) = (batch.no, *claim, ledger.clone(), *window as u32, me.clone());
+        let (batch, claim, ledger, limit, me) =
+            (batch.no, *claim, ledger.clone(), *window as u32, me.clone());
         self.claiming = true;
         tokio::spawn(async move {
             let result = ledger
@@ -186,7 +187,11 @@ impl State {
     /// Fills the window once a quarter of it is free, so that claims come in groups.
     fn claim_more(&mut self, me: &ActorRef<Msg>) {
         let room = self.arguments.window.saturating_sub(self.products.len());
-        if self.claiming || self.exhausted || self.draining.is_some() || room < self.arguments.window.div_ceil(4) {
+        if self.claiming
+            || self.exhausted
+            || self.draining.is_some()
+            || room < self.arguments.window.div_ceil(4)
+        {
             return;
         }
         let Arguments { batch, claim, ledger, .. } = &self.arguments;
@@ -459,7 +464,11 @@ impl State {
             let is_over = matches!(view, Ok(Some(ref batch)) if batch.ended_at_ms.is_some());
             if !is_over {
                 // What our own lost claims hold goes back to the queue.
-                let _ = ledger.write(move |store| store.release_older(no, Claim { incarnation: claim.incarnation + 1, ..claim })).await;
+                let _ = ledger
+                    .write(move |store| {
+                        store.release_older(no, Claim { incarnation: claim.incarnation + 1, ..claim })
+                    })
+                    .await;
             }
             let _ = me.cast(Msg::LookedUp { is_over });
         });
@@ -470,7 +479,8 @@ impl State {
         self.draining = Some(reply);
         let still = |live: &Live| !live.product.is_asked();
         let ending: Vec<u32> = self.ends.iter().map(|(index, _)| *index).collect();
-        let back: Vec<u32> = self.products.iter().filter(|(_, live)| still(live)).map(|(index, _)| *index).collect();
+        let back: Vec<u32> =
+            self.products.iter().filter(|(_, live)| still(live)).map(|(index, _)| *index).collect();
         for index in back.into_iter().filter(|index| !ending.contains(index)) {
             if !self.products[&index].product.is_over() {
                 self.put_back(index);

@@ -200,7 +200,9 @@ impl Actor for Supervisor {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match event {
-            SupervisionEvent::ActorFailed(cell, error) => state.coordinator_failed(&cell, &error.to_string(), &me),
+            SupervisionEvent::ActorFailed(cell, error) => {
+                state.coordinator_failed(&cell, &error.to_string(), &me)
+            }
             SupervisionEvent::ActorTerminated(cell, _, _) => {
                 state.running.retain(|_, child| !child.is(&cell));
                 state.look(&me); // One that waited for a coordinator to end may start.
@@ -284,7 +286,10 @@ impl State {
             Decision::Escalate => {
                 child.set_aside = true;
                 Event::BatchSetAside { batch_id: batch_id.as_str() }.emit();
-                let detail = format!("the coordinator of this batch failed {} times: {detail}", child.history.failures());
+                let detail = format!(
+                    "the coordinator of this batch failed {} times: {detail}",
+                    child.history.failures()
+                );
                 tokio::spawn(set_aside(self.arguments.ledger.clone(), no, detail));
             }
         }
@@ -296,7 +301,9 @@ impl State {
         tokio::spawn(async move {
             let mut calls = tokio::task::JoinSet::new();
             for actor in actors {
-                calls.spawn(async move { actor.call(|reply| actor::Msg::Drain { reply }, None).await.is_ok() });
+                calls.spawn(
+                    async move { actor.call(|reply| actor::Msg::Drain { reply }, None).await.is_ok() },
+                );
             }
             // A coordinator that dies meanwhile has nothing left to put back.
             calls.join_all().await;
@@ -316,8 +323,9 @@ async fn set_aside(ledger: LedgerHandle, batch: BatchNo, detail: String) {
     let outcome = Arc::new(Outcome::crashed(&detail));
     loop {
         let step = Arc::clone(&outcome);
-        let ended =
-            ledger.write(move |store| store.end_set_aside(batch, &step, SET_ASIDE_STEP, wall::now_ms())).await;
+        let ended = ledger
+            .write(move |store| store.end_set_aside(batch, &step, SET_ASIDE_STEP, wall::now_ms()))
+            .await;
         match ended {
             Ok(0) => return,
             Ok(_) => {}

@@ -58,7 +58,8 @@ fn explain(ledger: &mut dyn Read, subject: &str) -> Result<Option<String>, Store
     }
     let Ok(gtin) = Gtin::parse(subject) else { return Ok(None) };
     let lives = ledger.products_by_gtin(&gtin.to_gtin14(), LIVES_MAX)?;
-    let stories = lives.iter().map(|product| product_story(ledger, product)).collect::<Result<Vec<_>, _>>()?;
+    let stories =
+        lives.iter().map(|product| product_story(ledger, product)).collect::<Result<Vec<_>, _>>()?;
     Ok((!stories.is_empty()).then(|| stories.join("\n")))
 }
 
@@ -66,7 +67,11 @@ fn product_story(ledger: &mut dyn Read, product: &ProductView) -> Result<String,
     let batch = ledger.batch(product.batch_id.as_str())?;
     let mut story = String::new();
     let total = batch.as_ref().map_or(0, |batch| batch.total);
-    line(&mut story, &product.ean, format_args!("product {} of {total} in batch {}", product.index, product.batch_id));
+    line(
+        &mut story,
+        &product.ean,
+        format_args!("product {} of {total} in batch {}", product.index, product.batch_id),
+    );
     if let Some(batch) = &batch {
         line(&mut story, "  accepted", format_ms(batch.accepted_at_ms));
         line(&mut story, "  shops", batch.sites.join(", "));
@@ -99,7 +104,8 @@ fn state_words(product: &ProductView) -> String {
         ProductState::Claimed => "being looked up".into(),
         ProductState::Ended(status) => {
             let at = product.ended_at_ms.map(format_ms).unwrap_or_default();
-            let reason = product.reason.as_ref().map(|reason| format!(": {} ({})", reason.detail, reason.kind));
+            let reason =
+                product.reason.as_ref().map(|reason| format!(": {} ({})", reason.detail, reason.kind));
             format!("{} at {at}{}", status.as_str(), reason.unwrap_or_default())
         }
     }
@@ -111,7 +117,11 @@ fn outcome_lines(story: &mut String, body: &Value) {
     }
     for (site, object) in body["data"].as_object().into_iter().flatten() {
         let field = |name: &str| object[name].as_str().unwrap_or("-");
-        line(story, &format!("  {site}"), format_args!("{}  {}  {}", field("prix"), field("titre"), field("url")));
+        line(
+            story,
+            &format!("  {site}"),
+            format_args!("{}  {}  {}", field("prix"), field("titre"), field("url")),
+        );
     }
     for (site, error) in body["errors"].as_object().into_iter().flatten() {
         let field = |name: &str| error[name].as_str().unwrap_or("-");
@@ -132,7 +142,8 @@ fn delivery_lines(story: &mut String, delivery: &DeliveryView) {
         let detail = detail.map(|detail| format!(": {}", first_line(detail))).unwrap_or_default();
         format!(", last at {}{status}{detail}", format_ms(at))
     });
-    let due = (delivery.state == DeliveryState::Waiting).then(|| format!(", next at {}", format_ms(delivery.due_at_ms)));
+    let due = (delivery.state == DeliveryState::Waiting)
+        .then(|| format!(", next at {}", format_ms(delivery.due_at_ms)));
     let (last, due) = (last.unwrap_or_default(), due.unwrap_or_default());
     line(story, "  delivery", format_args!("{}, {attempts}{last}{due}", delivery.state.as_str()));
 }
@@ -151,7 +162,11 @@ fn batch_story(ledger: &mut dyn Read, batch: &BatchView) -> Result<String, Store
     line(&mut story, "  ended", ended);
     line(&mut story, "  shops", batch.sites.join(", "));
     line(&mut story, "  open", format_args!("{} queued, {} being looked up", batch.queued, batch.claimed));
-    line(&mut story, "  outcomes", counted(Status::ALL.iter().map(|status| status.as_str()).zip(batch.ended)));
+    line(
+        &mut story,
+        "  outcomes",
+        counted(Status::ALL.iter().map(|status| status.as_str()).zip(batch.ended)),
+    );
     let states = DeliveryState::ALL.iter().map(|state| state.as_str());
     line(&mut story, "  webhooks", counted(states.zip(batch.deliveries)));
     for summary in ledger.summaries(batch.no)? {

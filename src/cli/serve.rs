@@ -38,7 +38,8 @@ async fn serve(found: find::Found) -> Result<Exit, Exit> {
     let secrets = assemble::Secrets::read(&config)?;
     let (listener, address) = bind(config.server.listen).await?;
     let ledger_path = config.ledger.path.clone();
-    let opened = sqlite::open(&ledger_path, assemble::open_options(&config)).map_err(|error| refuse(&error))?;
+    let opened =
+        sqlite::open(&ledger_path, assemble::open_options(&config)).map_err(|error| refuse(&error))?;
     tell_start(&config, &path, address, opened.report.epoch);
     if opened.report.charged > 0 {
         let (products, crashed) = (opened.report.charged.into(), opened.report.crashed.into());
@@ -93,7 +94,8 @@ struct Signals {
 impl Signals {
     fn new() -> Result<Self, Exit> {
         let listen = |kind| {
-            signal(kind).map_err(|error| complain_and(Exit::Escalated, format_args!("cannot hear signals: {error}")))
+            signal(kind)
+                .map_err(|error| complain_and(Exit::Escalated, format_args!("cannot hear signals: {error}")))
         };
         Ok(Self { term: listen(SignalKind::terminate())?, int: listen(SignalKind::interrupt())? })
     }

@@ -164,7 +164,8 @@ mod tests {
     #[test]
     fn a_page_of_another_site_is_refused_and_our_own_is_not() {
         let uri = Uri::from_static("/");
-        let check = |origin, host| check_origin(head(&headers(&[(ORIGIN, origin), (HOST, host)]), &uri, "::1"));
+        let check =
+            |origin, host| check_origin(head(&headers(&[(ORIGIN, origin), (HOST, host)]), &uri, "::1"));
         assert_eq!(check("http://127.0.0.1:8080", "127.0.0.1:8080"), Ok(()));
         assert_eq!(check("https://glaneur.example", "glaneur.example"), Ok(()));
         for (origin, host) in [

@@ -254,8 +254,8 @@ fn pause_after(error: &io::Error, failures: u32) -> Option<Duration> {
         NetworkUnreachable, PermissionDenied,
     };
     match error.kind() {
-        ConnectionAborted | ConnectionRefused | ConnectionReset | HostUnreachable | Interrupted | NetworkDown
-        | NetworkUnreachable | PermissionDenied => None,
+        ConnectionAborted | ConnectionRefused | ConnectionReset | HostUnreachable | Interrupted
+        | NetworkDown | NetworkUnreachable | PermissionDenied => None,
         _ => Some(PAUSE_MIN.saturating_mul(1 << failures.min(8)).min(PAUSE_MAX)),
     }
 }

@@ -16,15 +16,17 @@ pub struct Authority {
 impl Authority {
     pub fn parse(text: &str) -> Option<Self> {
         let (host, port) = match text.rsplit_once(':') {
+            Some((_, tail)) if tail.contains(']') => (text, None),
             // The colons of a bare IPv6 address separate no port.
             Some((head, _)) if head.contains(':') && !head.ends_with(']') => {
                 let host = Host::Ipv6(text.parse().ok()?);
                 return Some(Self { host, port: None });
             }
-            Some((_, tail)) if tail.contains(']') => (text, None),
             // RFC 3986 allows an empty port.
             Some((head, "")) => (head, None),
-            Some((head, tail)) if tail.bytes().all(|b| b.is_ascii_digit()) => (head, Some(tail.parse().ok()?)),
+            Some((head, tail)) if tail.bytes().all(|b| b.is_ascii_digit()) => {
+                (head, Some(tail.parse().ok()?))
+            }
             Some(_) => return None,
             None => (text, None),
         };

@@ -136,12 +136,8 @@ impl Asker {
         if !route.takes(&parts.method) {
             return Err(Problem::WrongMethod { allow: route.allow() }.into());
         }
-        let head = Head {
-            version: parts.version,
-            uri: &parts.uri,
-            headers: &parts.headers,
-            peer: self.peer.ip(),
-        };
+        let head =
+            Head { version: parts.version, uri: &parts.uri, headers: &parts.headers, peer: self.peer.ip() };
         let known = access::check_host(head, settings).and_then(|()| access::identify(head, settings));
         match route {
             // Old monitors come without a token and under any name, and learn nothing but that we are here.

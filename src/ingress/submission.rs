@@ -90,8 +90,7 @@ impl Submission {
     }
 }
 
-const TOP: [&str; 7] =
-    ["eans", "ignored3400", "callback_url", "webhook_url", "metadata", "sites", "force"];
+const TOP: [&str; 7] = ["eans", "ignored3400", "callback_url", "webhook_url", "metadata", "sites", "force"];
 const ENTRY: [&str; 2] = ["primary", "replacement"];
 
 fn syntax(error: &serde_json::Error) -> Problem {
@@ -490,7 +489,11 @@ mod tests {
         assert_eq!(submission.callback_url.as_deref(), Some(callback), "the query is kept as it is");
         assert_eq!(submission.webhook_url.as_deref(), Some("https://hooks.example/p"));
         let metadata = submission.metadata.unwrap();
-        assert_eq!(metadata.get(), r#"{"sheet": "Feuille 1", "row": [1, 2.50, null, "é\u00e9"]}"#, "byte for byte");
+        assert_eq!(
+            metadata.get(),
+            r#"{"sheet": "Feuille 1", "row": [1, 2.50, null, "é\u00e9"]}"#,
+            "byte for byte"
+        );
         assert_eq!(submission.sites, ["alpha".into(), "beta".into()], "in the order of the configuration");
         assert!(!submission.force);
     }
@@ -632,8 +635,12 @@ mod tests {
         let with = |metadata: &str| parse(&format!(r#"{{"eans": ["1"], "metadata": {metadata}}}"#));
         let nested = |levels: usize| format!("{}1{}", r#"{"a":"#.repeat(levels), "}".repeat(levels));
         assert!(with(&nested(METADATA_DEPTH_MAX as usize)).is_ok());
-        for bad in [&nested(METADATA_DEPTH_MAX as usize + 1), r#"{"a": 1e999}"#, r#"{"a": "\ud800"}"#, r#"{"\ud800": 1}"#]
-        {
+        for bad in [
+            &nested(METADATA_DEPTH_MAX as usize + 1),
+            r#"{"a": 1e999}"#,
+            r#"{"a": "\ud800"}"#,
+            r#"{"\ud800": 1}"#,
+        ] {
             assert_eq!(with(bad).unwrap_err(), Problem::MetadataUnreadable, "{bad}");
         }
         let large = format!(r#"{{"a": "{}"}}"#, "x".repeat(2000));
@@ -643,7 +650,8 @@ mod tests {
     #[test]
     fn unknown_keys_are_passed_over() {
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-        let body = format!(r#"{{"executionId": "7", "autre": {deep}, "eans": [{{"primary": "1", "nom": {{}}}}]}}"#);
+        let body =
+            format!(r#"{{"executionId": "7", "autre": {deep}, "eans": [{{"primary": "1", "nom": {{}}}}]}}"#);
         assert_eq!(parse(&body).unwrap().eans.len(), 1);
     }
 
@@ -663,7 +671,10 @@ mod tests {
         }
         let not_utf8 = Submission::parse(b"{\"eans\": [\"\xff\"]}", &settings());
         assert_eq!(not_utf8.unwrap_err(), Problem::BodyNotUtf8);
-        assert!(Submission::parse(b"\xef\xbb\xbf{\"eans\": [1]}", &settings()).is_ok(), "with a byte order mark");
+        assert!(
+            Submission::parse(b"\xef\xbb\xbf{\"eans\": [1]}", &settings()).is_ok(),
+            "with a byte order mark"
+        );
     }
 
     #[test]
@@ -688,8 +699,22 @@ mod tests {
 
         fn mutate(&mut self, body: &mut Vec<u8>) {
             const PIECES: [&[u8]; 16] = [
-                b"{", b"}", b"[", b"]", b",", b":", b"\"", b"\\", b"null", b"true", b"1e999", b"-", b"\\ud800", b"\xff",
-                b"\"primary\":", b"[[[[[[[[[[[[[[[[[[[[",
+                b"{",
+                b"}",
+                b"[",
+                b"]",
+                b",",
+                b":",
+                b"\"",
+                b"\\",
+                b"null",
+                b"true",
+                b"1e999",
+                b"-",
+                b"\\ud800",
+                b"\xff",
+                b"\"primary\":",
+                b"[[[[[[[[[[[[[[[[[[[[",
             ];
             let at = self.roll(body.len() + 1);
             let to = (at + self.roll(40)).min(body.len());
@@ -737,6 +762,9 @@ mod tests {
                 }
             }
         }
-        assert!(taken > 500 && refused > 500, "the mutations reach both ends: {taken} taken, {refused} refused");
+        assert!(
+            taken > 500 && refused > 500,
+            "the mutations reach both ends: {taken} taken, {refused} refused"
+        );
     }
 }

@@ -13,8 +13,8 @@ use tokio::time::timeout;
 
 use super::{Args, Authority, Drain, Ingress, Limits, Settings, Token};
 use crate::ledger::store::{
-    AcceptAnswer, Addressing, BatchView, Claim, Claimed, DeliveryView, Ended, LaneView, OpenBatch, ProductState,
-    ProductView, Read, Recorded, Store, StoreError, Tally,
+    AcceptAnswer, Addressing, BatchView, Claim, Claimed, DeliveryView, Ended, LaneView, OpenBatch,
+    ProductState, ProductView, Read, Recorded, Store, StoreError, Tally,
 };
 use crate::ledger::{self, LedgerReader};
 use crate::model::batch::{Accepted, NewBatch, Outcome, Repeat};
@@ -219,9 +219,8 @@ impl Read for Fake {
             metadata: batch.metadata.as_ref().map(|metadata| metadata.get().to_owned()),
             summary_released: false,
         };
-        let named = |accepted: &Accepted| {
-            accepted.batch_id.as_str() == name || accepted.batch.0.to_string() == name
-        };
+        let named =
+            |accepted: &Accepted| accepted.batch_id.as_str() == name || accepted.batch.0.to_string() == name;
         Ok(self.with(|book| book.batches.iter().find(|(accepted, _)| named(accepted)).map(view)))
     }
 
@@ -336,8 +335,12 @@ impl Server {
         let (settings, settings_rx) = watch::channel(Arc::new(settings));
         let (status, status_rx) = watch::channel(Value::Null);
         let (batches_tx, batches) = watch::channel(0);
-        let ingress =
-            Ingress::new(Args { ledger: handle, settings: settings_rx, status: status_rx, batches: batches_tx });
+        let ingress = Ingress::new(Args {
+            ledger: handle,
+            settings: settings_rx,
+            status: status_rx,
+            batches: batches_tx,
+        });
         let listener = Arc::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
         let at = listener.local_addr().unwrap();
         let actor = ingress.start(Arc::clone(&listener), root.clone()).await.unwrap();
@@ -409,7 +412,8 @@ impl Reply {
         let text = std::str::from_utf8(bytes).ok()?;
         let (head, body) = text.split_once("\r\n\r\n")?;
         let head = head.to_lowercase();
-        let length = head.split_once("content-length: ").map_or("0", |(_, rest)| rest.lines().next().unwrap());
+        let length =
+            head.split_once("content-length: ").map_or("0", |(_, rest)| rest.lines().next().unwrap());
         let length: usize = length.trim().parse().unwrap();
         let status = head[9..12].parse().unwrap();
         (length <= body.len()).then(|| Self { status, text: body[..length].to_owned(), head })
@@ -710,13 +714,17 @@ async fn readyz_says_whether_a_submit_would_be_taken() {
 #[tokio::test]
 async fn a_batch_is_shown_by_either_name_page_by_page() {
     let server = Server::start(settings()).await;
-    let accepted = server.post(r#"{"eans": ["0748322148474", "1", "2"], "metadata": {"a": 1.50}}"#).await.json();
+    let accepted =
+        server.post(r#"{"eans": ["0748322148474", "1", "2"], "metadata": {"a": 1.50}}"#).await.json();
     let by_id = server.get(accepted["status_url"].as_str().unwrap()).await;
     assert_eq!(by_id.status, 200);
     assert_eq!(by_id.json()["products"].as_array().unwrap().len(), 3);
     let page = server.get("/api/batches/1?after=1&limit=1").await.json();
     assert_eq!(page["batch_id"], accepted["batch_id"]);
-    assert_eq!((page["products"][0]["index"].clone(), page["products"].as_array().unwrap().len()), (2.into(), 1));
+    assert_eq!(
+        (page["products"][0]["index"].clone(), page["products"].as_array().unwrap().len()),
+        (2.into(), 1)
+    );
     let next = server.get(page["next"].as_str().unwrap()).await.json();
     assert_eq!((next["products"][0]["index"].clone(), next["next"].clone()), (3.into(), Value::Null));
 }
@@ -750,7 +758,8 @@ async fn a_drain_still_commits_and_answers_what_comes_on_open_connections() {
         tokio::task::yield_now().await;
     }
     let ingress = server.ingress.clone();
-    let drain = tokio::spawn(async move { ingress.drain(Drain { idle_for: PATIENCE, within: PATIENCE }).await });
+    let drain =
+        tokio::spawn(async move { ingress.drain(Drain { idle_for: PATIENCE, within: PATIENCE }).await });
     while !server.ingress.is_draining() {
         tokio::task::yield_now().await;
     }

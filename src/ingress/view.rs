@@ -60,12 +60,7 @@ struct Delivery<'a> {
 }
 
 /// The body of the answer. `page` holds at most `limit` products.
-pub fn batch(
-    batch: &BatchView,
-    summaries: &[DeliveryView],
-    page: &[ProductView],
-    limit: u32,
-) -> Vec<u8> {
+pub fn batch(batch: &BatchView, summaries: &[DeliveryView], page: &[ProductView], limit: u32) -> Vec<u8> {
     let last_shown = page.last().map_or(batch.total, |product| product.index);
     let more = last_shown < batch.total && limit > 0;
     super::wire::to_json(&Batch {

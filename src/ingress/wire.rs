@@ -340,7 +340,11 @@ mod tests {
         let by_body = text(accepted(&repeat(Some(Repeat::Body)), Language::French)).await;
         assert!(by_body.ends_with(r#","duplicate":true}"#));
         let by_key = text(accepted(&repeat(Some(Repeat::Key)), Language::French)).await;
-        assert_eq!(by_key, text(accepted(&first(), Language::French)).await, "the first answer, byte for byte");
+        assert_eq!(
+            by_key,
+            text(accepted(&first(), Language::French)).await,
+            "the first answer, byte for byte"
+        );
     }
 
     #[tokio::test]
@@ -388,7 +392,9 @@ mod tests {
     #[test]
     fn an_unknown_commit_has_no_answer() {
         assert_eq!(refusal(&LedgerError::Unknown), None);
-        for known in [LedgerError::Busy, LedgerError::Away, LedgerError::Full, LedgerError::Refused("x".into())] {
+        for known in
+            [LedgerError::Busy, LedgerError::Away, LedgerError::Full, LedgerError::Refused("x".into())]
+        {
             assert_eq!(refusal(&known).map(|p| p.status().as_u16()), Some(503));
         }
     }

@@ -70,7 +70,8 @@ fn take_one(
         Ok(gtin) => gtin,
         Err(error) => {
             let absent = entry.primary == Barcode::Absent;
-            let detail = if absent { no_primary(options.language) } else { sentence(error, options.language) };
+            let detail =
+                if absent { no_primary(options.language) } else { sentence(error, options.language) };
             return over(Status::Skipped, error.kind(), detail);
         }
     };
@@ -97,11 +98,7 @@ fn read(barcode: &Barcode) -> Result<Gtin, GtinError> {
 }
 
 /// A replacement that is of no use counts as none. An empty cell is the ordinary way to say "none" and needs no note.
-fn read_replacement(
-    barcode: &Barcode,
-    primary: &Gtin,
-    language: Language,
-) -> (Option<Gtin>, Option<String>) {
+fn read_replacement(barcode: &Barcode, primary: &Gtin, language: Language) -> (Option<Gtin>, Option<String>) {
     match read(barcode) {
         Ok(gtin) if gtin == *primary => (None, Some(same_as_primary(language))),
         Ok(gtin) => (Some(gtin), None),
@@ -233,10 +230,7 @@ mod tests {
             (Barcode::Null, ("", "empty", "code-barres vide")),
             (Barcode::Absent, ("", "empty", "code-barres vide : la clé « primary » manque")),
             (text("abc"), ("abc", "not_digits", "contient autre chose que des chiffres")),
-            (
-                text("123"),
-                ("123", "length", "longueur incorrecte : 3 chiffres au lieu de 8, 12, 13 ou 14"),
-            ),
+            (text("123"), ("123", "length", "longueur incorrecte : 3 chiffres au lieu de 8, 12, 13 ou 14")),
             (
                 text("0748322148475"),
                 ("0748322148475", "check_digit", "clé de contrôle incorrecte : 5 au lieu de 4"),

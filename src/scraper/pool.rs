@@ -148,7 +148,8 @@ impl Actor for PoolActor {
         let now = Instant::now();
         let mut queue = Queue::new(gear.scrapers as u32);
         for shop in gear.shops.values() {
-            let limits = ShopLimits { interval: shop.interval, concurrency: shop.concurrency, via: shop.recipe.via };
+            let limits =
+                ShopLimits { interval: shop.interval, concurrency: shop.concurrency, via: shop.recipe.via };
             queue.open_shop(shop.recipe.name.as_str().into(), limits, now);
         }
         if let Some(catalogue) = &gear.catalogue {
@@ -215,7 +216,8 @@ impl Actor for PoolActor {
         match state.history.on_failure(SCRAPER_RESTARTS, Instant::now()) {
             Decision::Restart { after } => {
                 let actor = format!("scraper {worker}");
-                Event::ActorRestarted { actor: &actor, failures: state.history.failures(), detail: &detail }.emit();
+                Event::ActorRestarted { actor: &actor, failures: state.history.failures(), detail: &detail }
+                    .emit();
                 me.send_after(after, move || Msg::Revive { worker });
             }
             Decision::Escalate => return Err(format!("scrapers fail too often: {detail}").into()),
@@ -243,7 +245,8 @@ impl State {
     }
 
     fn worker_of(&self, cell: &ActorCell) -> Option<usize> {
-        let is_it = |worker: &Worker| worker.actor.as_ref().is_some_and(|actor| actor.get_id() == cell.get_id());
+        let is_it =
+            |worker: &Worker| worker.actor.as_ref().is_some_and(|actor| actor.get_id() == cell.get_id());
         self.workers.iter().position(is_it)
     }
 
@@ -276,7 +279,11 @@ impl State {
             gear: Arc::clone(&self.gear),
             pool: me.clone(),
             drain: self.drain.subscribe(),
-            paces: self.gear.shop_names().filter_map(|name| Some((name.clone(), self.queue.pace(&name)?))).collect(),
+            paces: self
+                .gear
+                .shop_names()
+                .filter_map(|name| Some((name.clone(), self.queue.pace(&name)?)))
+                .collect(),
         };
         let (actor, _) = Actor::spawn_linked(None, ScraperActor, arguments, me.get_cell()).await?;
         self.workers[worker] = Worker { actor: Some(actor), incarnation, visit: None };

@@ -205,7 +205,8 @@ impl<V> Queue<V> {
     fn wake(&self, open: Open, fits: impl Fn(&Label) -> bool) -> Option<Instant> {
         let first_of =
             |shop: &Shop<V>| shop.waiting.values().any(|line| line.iter().any(|(label, _)| fits(label)));
-        let suspect_of = |site: &SiteName| self.suspects.iter().any(|(label, _)| label.site == *site && fits(label));
+        let suspect_of =
+            |site: &SiteName| self.suspects.iter().any(|(label, _)| label.site == *site && fits(label));
         let waits = |(site, shop): &(&SiteName, &Shop<V>)| first_of(shop) || suspect_of(site);
         let shops = self.shops.iter().filter(waits).filter(|(_, shop)| shop.has_room(open));
         shops.map(|(_, shop)| shop.pace.next_at()).min()

@@ -105,7 +105,9 @@ impl Call<'_> {
         let gear = Arc::clone(self.gear);
         let result = if &*visit.site == CATALOGUE {
             match &gear.catalogue {
-                Some(catalogue) => self.ask_catalogue(catalogue, &visit.gtin, &mut visit.ticket, started).await,
+                Some(catalogue) => {
+                    self.ask_catalogue(catalogue, &visit.gtin, &mut visit.ticket, started).await
+                }
                 None => Err(removed()),
             }
         } else {
@@ -185,7 +187,9 @@ impl Call<'_> {
             let found = |verified| Found { ean: &ean, url: &page_url, original_ean: None, verified };
             match verdict {
                 Match::Verified => return Ok(VisitEnd::Found(recipe.site_object(found(true), &extracted))),
-                Match::Unverified => return Ok(VisitEnd::Found(recipe.site_object(found(false), &extracted))),
+                Match::Unverified => {
+                    return Ok(VisitEnd::Found(recipe.site_object(found(false), &extracted)));
+                }
                 Match::Other(other) => {
                     mismatch.get_or_insert(format!("asked {ean}, the page is for {}", other.padded()));
                 }
@@ -240,7 +244,9 @@ impl Call<'_> {
             self.gear.tor.prove();
         } else if via == Via::Tor && !self.gear.tor.proven_since(asked_at) {
             let host = request.url.host_str().unwrap_or_default();
-            if let Err(away) = probe::probe_circuit(self.gear.tor.socks(), host, self.gear.probe_timeout).await {
+            if let Err(away) =
+                probe::probe_circuit(self.gear.tor.socks(), host, self.gear.probe_timeout).await
+            {
                 self.gear.tor.lose(&away, Some(host.to_owned()));
                 return Stop::TorAway;
             }
@@ -371,6 +377,7 @@ impl VisitFacts {
         };
         let duration_ms = took.as_millis() as u64;
         let (index, attempt) = (*index, *attempt);
-        Event::VisitEnded { batch_id, index, ean, site, circuit, attempt, outcome, detail, duration_ms }.emit();
+        Event::VisitEnded { batch_id, index, ean, site, circuit, attempt, outcome, detail, duration_ms }
+            .emit();
     }
 }

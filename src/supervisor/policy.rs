@@ -66,7 +66,8 @@ mod tests {
     fn one_failure_too_many_within_the_window_escalates() {
         let (mut history, now) = (History::default(), Instant::now());
         let after = |ms| Decision::Restart { after: Duration::from_millis(ms) };
-        let decisions: Vec<_> = (0..4).map(|s| history.on_failure(FEW, now + Duration::from_secs(s))).collect();
+        let decisions: Vec<_> =
+            (0..4).map(|s| history.on_failure(FEW, now + Duration::from_secs(s))).collect();
         assert_eq!(decisions, [after(0), after(100), after(150), Decision::Escalate]);
     }
 

@@ -2,7 +2,7 @@
 
 use glaneur_kit::ShopKind;
 use glaneur_kit::magento::{Magento, Mood};
-use glaneur_kit::shop::{Conduct, When};
+use glaneur_kit::shop::{Conduct, Purpose, When};
 use serde_json::json;
 
 use crate::support::{REAL, Stage, accepted, batch, stocked};
@@ -74,7 +74,9 @@ async fn each_hostile_shop_costs_one_visit_with_its_kind_and_the_rest_is_unharme
             .set("fetch", "first_byte_timeout", "500ms")
             .set("fetch", "silence_timeout", "500ms")
             .set("fetch", "visit_deadline", "2s");
-        stage.shops.of(ShopKind::Drakkars).behave(When::Ean(REAL[0].into()), conduct.clone());
+        let about = REAL[0];
+        let hit = When::is(move |hit| hit.is_about(about) && hit.purpose == Purpose::Page);
+        stage.shops.of(ShopKind::Drakkars).behave(hit, conduct.clone());
         let daemon = stage.start().await;
         accepted(daemon.submit(&batch([REAL[0], REAL[1]])).await.unwrap());
         let (products, _) = stage.finished(2).await;
@@ -85,11 +87,17 @@ async fn each_hostile_shop_costs_one_visit_with_its_kind_and_the_rest_is_unharme
     }
 }
 
+/// As Magento 2 wants to be asked.
+fn question(magento: &Magento) -> String {
+    let filter = "searchCriteria[filter_groups][0][filters][0]";
+    format!("{}?{filter}[field]=ean&{filter}[value]={{ean}}&{filter}[condition_type]=eq", magento.url())
+}
+
 #[tokio::test]
 async fn the_catalogues_no_ends_a_product_and_its_error_is_retried_and_never_a_no() {
     let magento = Magento::start(stocked(&[REAL[0]])).unwrap();
     let stage = Stage::real_batch()
-        .set("catalogue", "url", magento.url())
+        .set("catalogue", "url", question(&magento))
         .set("catalogue", "rate", "1000/s")
         .set("catalogue", "attempts_max", 2);
     let daemon = stage.start().await;
@@ -102,7 +110,7 @@ async fn the_catalogues_no_ends_a_product_and_its_error_is_retried_and_never_a_n
 
     magento.set(Mood::Status(500));
     let failing = Stage::real_batch()
-        .set("catalogue", "url", magento.url())
+        .set("catalogue", "url", question(&magento))
         .set("catalogue", "rate", "1000/s")
         .set("catalogue", "attempts_max", 2);
     let asked_before = magento.questions().len();

@@ -54,9 +54,10 @@ impl Secrets {
         let token = read("server.token_file", config.server.token_file.as_deref())?;
         let secret = read("webhooks.secret_file", config.webhooks.secret_file.as_deref())?;
         let catalogue = config.catalogue.as_ref().and_then(|catalogue| catalogue.token_file.as_deref());
-        let webhook = secret.map(|text| webhook::Secret::parse(&text)).transpose().map_err(|error| {
-            complain_and(Exit::Config, format_args!("webhooks.secret_file: {error}"))
-        })?;
+        let webhook = secret
+            .map(|text| webhook::Secret::parse(&text))
+            .transpose()
+            .map_err(|error| complain_and(Exit::Config, format_args!("webhooks.secret_file: {error}")))?;
         Ok(Self {
             token: token.map(|text| ingress::Token::new("api", text.as_bytes())),
             webhook,
@@ -231,7 +232,8 @@ fn webhook_settings(config: &Config, secret: Option<webhook::Secret>) -> webhook
 
 fn ingress_settings(config: &Config, token: Option<ingress::Token>) -> ingress::Settings {
     let server = &config.server;
-    let authorities = |names: Vec<String>| names.iter().filter_map(|name| ingress::Authority::parse(name)).collect();
+    let authorities =
+        |names: Vec<String>| names.iter().filter_map(|name| ingress::Authority::parse(name)).collect();
     ingress::Settings {
         language: language(config),
         hosts: authorities(server.hosts.clone()),
