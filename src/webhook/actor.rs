@@ -111,6 +111,7 @@ impl Webhook {
             chores: None,
             chores_due: Instant::now(),
             shift_ms: 0,
+            shifting: false,
             readmit: true,
             draining: false,
         };
@@ -250,6 +251,8 @@ struct State {
     chores_due: Instant,
     /// Jumps back of the wall clock that the ledger has not heard of.
     shift_ms: i64,
+    /// The chores that run tell it of one.
+    shifting: bool,
     /// Withheld deliveries may be allowed now.
     readmit: bool,
     draining: bool,
@@ -342,7 +345,8 @@ impl Actor for Sender {
 
 impl State {
     async fn tick(&mut self, me: &ActorRef<Msg>) -> Result<(), ActorProcessingErr> {
-        self.look_at_the_clock();
+        let now = self.deps.time.now();
+        self.look_at_the_clock(now);
         self.readmit |= self.deps.settings.has_changed().unwrap_or(false);
         let settings = Arc::clone(&self.deps.settings.borrow_and_update());
         self.do_chores(me, &settings);
@@ -350,9 +354,10 @@ impl State {
         let mut outbox = self.deps.ledger.outbox();
         outbox.mark_unchanged();
         let read = self.deps.ledger.reader().read(|read| read.lanes()).await;
-        let now = self.deps.time.now();
         let mut next = LOOK_EVERY;
-        if let Ok(views) = read {
+        // While due times are on their way to a clock that jumped back, they say nothing.
+        let readable = !(self.chores_run() && (self.shifting || self.shift_ms != 0));
+        if let (Ok(views), true) = (read, readable) {
             for view in &views {
                 next = next.min(self.wake(me, view, now, &settings).await?);
             }
@@ -453,8 +458,7 @@ impl State {
         });
     }
 
-    fn look_at_the_clock(&mut self) {
-        let now = self.deps.time.now();
+    fn look_at_the_clock(&mut self, now: Moment) {
         let mut jump = None;
         self.clock.send_if_modified(|clock| {
             jump = clock.observe(now);
@@ -468,15 +472,19 @@ impl State {
         }
     }
 
+    fn chores_run(&self) -> bool {
+        self.chores.as_ref().is_some_and(|chores| !chores.is_finished())
+    }
+
     /// In a task: the sender never waits for a commit.
     fn do_chores(&mut self, me: &ActorRef<Msg>, settings: &Arc<Settings>) {
-        let running = self.chores.as_ref().is_some_and(|chores| !chores.is_finished());
-        if running || (Instant::now() < self.chores_due && !self.readmit) {
+        if self.chores_run() || (Instant::now() < self.chores_due && !self.readmit) {
             return;
         }
         self.chores_due = Instant::now() + CHORES_EVERY;
         let chores = Chores { deps: self.deps.clone(), settings: Arc::clone(settings) };
         let shift_ms = std::mem::take(&mut self.shift_ms);
+        self.shifting = shift_ms != 0;
         let readmit = std::mem::take(&mut self.readmit);
         let me = me.clone();
         self.chores = Some(tokio::spawn(async move {

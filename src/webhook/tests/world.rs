@@ -350,6 +350,11 @@ impl Receiver {
         self.desk.lock().unwrap().seen.clone()
     }
 
+    /// The same without summaries and per-batch URLs.
+    pub fn products(&self) -> Vec<Seen> {
+        self.seen().into_iter().filter(|seen| seen.path == "/product").collect()
+    }
+
     pub fn most_at_once_per_id(&self) -> usize {
         self.desk.lock().unwrap().most_at_once_per_id
     }
@@ -357,8 +362,10 @@ impl Receiver {
     /// The indexes of the products in the order in which each was first seen.
     pub fn first_seen_indexes(&self) -> Vec<u32> {
         let mut first = HashMap::new();
-        let seen = self.seen().into_iter().filter(|seen| seen.path == "/product");
-        let indexes = seen.filter_map(|seen| seen.id.rsplit('_').next().and_then(|index| index.parse().ok()));
+        let indexes = self
+            .products()
+            .into_iter()
+            .filter_map(|seen| seen.id.rsplit('_').next().and_then(|index| index.parse().ok()));
         indexes.filter(|index| first.insert(*index, ()).is_none()).collect()
     }
 }
