@@ -23,7 +23,7 @@ use crate::webhook::in_hand::Hold;
 use crate::webhook::verdict::{self, Answer, Verdict};
 use crate::webhook::{Settings, target};
 
-/// The delivery whose step runs right now: who is charged if the lane panics. Read by the sender after the lane's death.
+/// The delivery whose step runs now: charged if the lane panics. Read by the sender after the death of the lane.
 #[derive(Clone, Debug, Default)]
 pub struct Handling(Arc<Mutex<Option<Arc<DueDelivery>>>>);
 
