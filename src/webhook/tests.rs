@@ -245,8 +245,10 @@ async fn a_drain_lets_what_is_in_flight_end_and_begins_nothing() {
     let handle = world.handle.clone();
     let drain = tokio::spawn(async move { handle.drain(Instant::now() + LONG).await });
     world.until_passed_so_far(Point::LaneDrain, 1).await;
+    let begin = Instant::now();
     open.send_replace(true);
     drain.await.unwrap();
+    assert!(begin.elapsed() < LONG / 2, "over when the last of them is over");
     let states: Vec<_> = world.deliveries(&batch).await.iter().map(|delivery| delivery.state).collect();
     assert_eq!(states.iter().filter(|state| **state == DeliveryState::Taken).count(), 4, "{states:?}");
     assert_eq!(world.receiver.seen().len(), 4);
@@ -378,9 +380,30 @@ async fn no_delivery_waits_longer_than_its_interval_when_the_clock_jumps() {
     let day_ms = 86_400_000;
     world.time().skew_ms.fetch_add(day_ms, std::sync::atomic::Ordering::SeqCst);
     world.until("ahead: it is due early", async || attempts().await == 2).await;
+    // Two jumps between two looks are one to the sender.
+    world.until_looked(2).await;
     world.time().skew_ms.fetch_sub(2 * day_ms, std::sync::atomic::Ordering::SeqCst);
     assert!(waits_ms().await > day_ms);
     world.until("back: its due time follows", async || waits_ms().await <= 3_600_000).await;
     assert_eq!(attempts().await, 2);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_due_time_of_another_clock_is_sent_once_and_then_keeps_its_interval() {
+    let hour = Duration::from_secs(3_600);
+    let world = World::idle(|settings| (settings.backoff_min, settings.backoff_max) = (hour, hour)).await;
+    world.receiver.answer(|_| Reply::status(500));
+    // The clock was years ahead when the batch came, and was put right while the daemon was down.
+    let years_ms = 5 * 365 * 86_400_000;
+    world.time().skew_ms.fetch_add(years_ms, std::sync::atomic::Ordering::SeqCst);
+    let batch = world.batch(3, None).await;
+    world.time().skew_ms.fetch_sub(years_ms, std::sync::atomic::Ordering::SeqCst);
+    world.begin().await;
+    world
+        .until("each was sent", async || world.deliveries(&batch).await.iter().all(|d| d.attempts > 0))
+        .await;
+    world.until_looked(2).await;
+    assert_eq!(world.receiver.products().len(), 3);
     world.end().await;
 }

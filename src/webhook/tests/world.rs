@@ -216,6 +216,11 @@ impl World {
         self.until_passed_so_far(point, self.trap().passed(point) + times).await;
     }
 
+    /// Waits until the sender looked into the outbox so many times more.
+    pub async fn until_looked(&self, times: usize) {
+        self.until_passed(Point::SenderTick, times).await;
+    }
+
     /// Waits until a point was passed so many times.
     pub async fn until_passed_so_far(&self, point: Point, times: usize) {
         self.until(point.name(), async || times <= self.trap().passed(point)).await;
