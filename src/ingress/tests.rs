@@ -393,10 +393,11 @@ impl Client {
         }
     }
 
-    /// Waits for the end of the connection.
-    async fn end(&mut self) {
+    /// Waits for the end of the connection; what came before it.
+    async fn end(&mut self) -> String {
         let mut rest = Vec::new();
         let _ = timeout(PATIENCE, self.0.read_to_end(&mut rest)).await.expect("the connection ends in time");
+        String::from_utf8(rest).unwrap()
     }
 }
 
@@ -461,6 +462,16 @@ async fn a_batch_is_stored_answered_and_told_to_the_coordinators() {
         assert_eq!(book.batches[0].1.requester, "addr:127.0.0.1");
         assert_eq!(book.batches[0].1.sites, ["alpha".into(), "beta".into()]);
     });
+}
+
+#[tokio::test]
+async fn a_large_body_is_read_like_a_small_one() {
+    let server = Server::start(settings()).await;
+    let padding = "x".repeat(super::service::PARSE_HERE_BYTES_MAX);
+    let reply = server.post(&format!(r#"{{"eans": ["0748322148474"], "unknown": "{padding}"}}"#)).await;
+    assert_eq!((reply.status, server.fake.stored()), (202, 1));
+    let refused = server.post(&format!(r#"{{"eans": ["1", true], "unknown": "{padding}"}}"#)).await;
+    assert_eq!(refused.json()["field"], "eans[1]");
 }
 
 #[tokio::test]
@@ -554,7 +565,10 @@ async fn a_token_is_asked_for_everywhere_but_at_the_signs_of_life() {
         assert!(!open.text.contains("details"), "{path}");
     }
     assert_eq!(server.get("/api/health").await.text, r#"{"status":"ok"}"#);
-    assert_eq!(server.ask("HEAD /livez HTTP/1.0\r\n\r\n").await.text, "");
+    let mut head = server.connect().await;
+    head.send("HEAD /livez HTTP/1.0\r\n\r\n").await;
+    let answer = head.end().await;
+    assert!(answer.starts_with("HTTP/1.0 200") && answer.ends_with("\r\n\r\n"), "{answer}");
 }
 
 #[tokio::test]
