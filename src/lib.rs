@@ -1,1 +1,16 @@
-//! placeholder
+//! glaneur: a supervised scraping daemon. Barcodes in, one webhook per product out.
+
+pub mod batch;
+pub mod cli;
+pub mod config;
+pub mod exit;
+pub mod failpoint;
+pub mod ingress;
+pub mod ledger;
+pub mod model;
+pub mod recipe;
+pub mod scraper;
+pub mod supervisor;
+pub mod telemetry;
+pub mod wall;
+pub mod webhook;

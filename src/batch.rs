@@ -1,0 +1,7 @@
+//! A batch at work: who claims its products, asks for their visits, and gathers them into outcomes.
+
+mod actor;
+pub mod machine;
+pub mod supervisor;
+
+pub use supervisor::{Batches, BatchesHandle};

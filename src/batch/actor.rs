@@ -1,0 +1,498 @@
+//! A batch's coordinator: mailbox in, effects out; the decisions are in [`super::machine`].
+//!
+//! It holds a window of claimed products, never the batch. Whatever it holds can be rebuilt: its claims are in the
+//! ledger with its incarnation, and the next incarnation releases them before it claims its own. Writes go out one at a
+//! time in tasks of their own and come back as messages, so that the mailbox never waits for a disk.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use tokio::time::Instant;
+
+use super::machine::{Effect, Input, Plan, Product, SlotId, Step, VisitEnd};
+use crate::failpoint::{self, Point};
+use crate::ledger::store::{Claim, Claimed, Ended, OpenBatch, StoreError};
+use crate::ledger::{LedgerError, LedgerHandle};
+use crate::model::batch::Outcome;
+use crate::model::{Gtin, ProductKey, SiteName};
+use crate::scraper::{Answer, CATALOGUE, ScrapersHandle, Ticket, Visit};
+use crate::telemetry::Event;
+use crate::wall;
+
+/// How often the coordinator looks for what nobody told it.
+const TICK: Duration = Duration::from_secs(1);
+/// A claimed product with no visit queued or in flight for this long is a mistake of this program (rule 1).
+const STRANDED_AFTER: Duration = Duration::from_secs(10);
+/// How soon a visit is asked for again when the pool is between two incarnations.
+const POOL_AWAY_AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// How soon a write is tried again that the ledger could not take.
+const WRITE_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// Outcomes in one command: a bound for the transaction, far above what a window ends within one fsync.
+const ENDS_MAX: usize = 64;
+
+/// What a coordinator needs.
+#[derive(Clone, Debug)]
+pub(super) struct Arguments {
+    pub batch: OpenBatch,
+    pub claim: Claim,
+    pub plan: Arc<Plan>,
+    pub window: usize,
+    /// Deaths from which a product runs alone (rule 2).
+    pub suspect_from: u32,
+    pub ledger: LedgerHandle,
+    pub scrapers: ScrapersHandle,
+}
+
+#[derive(Debug)]
+pub(super) enum Msg {
+    /// Tell: release what older incarnations hold, then claim. The first message, sent by the supervisor.
+    Start,
+    /// Tell: what the claim gave. From a task of the coordinator's own.
+    Claimed(Result<Vec<Claimed>, LedgerError>),
+    /// Tell: a visit ended. From a ticket, exactly once for each ask.
+    VisitEnded { index: u32, slot: SlotId, answer: Answer },
+    /// Tell: the pause before the next attempt is over. From a timer.
+    Due { index: u32, slot: SlotId },
+    /// Tell: what became of the outcomes that were written. From a task of the coordinator's own.
+    Committed { written: Arc<Vec<(u32, Outcome)>>, result: Result<Vec<Ended>, LedgerError> },
+    /// Tell: whether the batch is over although nobody said so. From a task of the coordinator's own.
+    LookedUp { is_over: bool },
+    /// Tell: look for what nobody told. From a timer.
+    Tick,
+    /// Ask: claim nothing more; answered when all outcomes in hand are on disk and all claims are put back.
+    Drain { reply: RpcReplyPort<()> },
+}
+
+pub(super) struct Coordinator;
+
+pub(super) struct State {
+    arguments: Arguments,
+    products: BTreeMap<u32, Live>,
+    /// Outcomes that wait for the next write.
+    ends: Vec<(u32, Outcome)>,
+    claiming: bool,
+    committing: bool,
+    /// The last claim gave less than it could: nothing is queued, until something is put back.
+    exhausted: bool,
+    looking_up: bool,
+    draining: Option<RpcReplyPort<()>>,
+    /// Tickets hold the other end weakly: dropped with this incarnation.
+    alive: Arc<()>,
+}
+
+/// A product in the window.
+struct Live {
+    product: Product,
+    ean: Box<str>,
+    suspect: bool,
+    started: Arc<AtomicBool>,
+    first_dial: Option<Instant>,
+    /// Since when nothing is asked or due, which should not be.
+    still_since: Option<Instant>,
+}
+
+impl Actor for Coordinator {
+    type Msg = Msg;
+    type State = State;
+    type Arguments = Arguments;
+
+    async fn pre_start(&self, me: ActorRef<Msg>, arguments: Arguments) -> Result<State, ActorProcessingErr> {
+        me.send_after(TICK, || Msg::Tick);
+        Ok(State {
+            arguments,
+            products: BTreeMap::new(),
+            ends: Vec::new(),
+            claiming: false,
+            committing: false,
+            exhausted: false,
+            looking_up: false,
+            draining: None,
+            alive: Arc::new(()),
+        })
+    }
+
+    async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+        match msg {
+            Msg::Start => {
+                failpoint::hit(Point::CoordinatorStart);
+                let Arguments { batch, claim, .. } = &state.arguments;
+                let (batch_id, incarnation) = (batch.batch_id.as_str(), claim.incarnation);
+                Event::BatchTaken { batch_id, incarnation }.emit();
+                state.release_older_then_claim(&me);
+            }
+            Msg::Claimed(result) => {
+                failpoint::hit(Point::CoordinatorClaimed);
+                state.claimed(result, &me);
+            }
+            Msg::VisitEnded { index, slot, answer } => {
+                failpoint::hit(Point::CoordinatorVisitEnded);
+                state.visit_ended(index, slot, answer, &me);
+            }
+            Msg::Due { index, slot } => state.input(index, Input::Due(slot), &me),
+            Msg::Committed { written, result } => {
+                failpoint::hit(Point::CoordinatorCommitted);
+                if state.committed(&written, result, &me) {
+                    me.stop(None);
+                    return Ok(());
+                }
+            }
+            Msg::LookedUp { is_over } => {
+                state.looking_up = false;
+                if is_over {
+                    me.stop(None);
+                    return Ok(());
+                }
+                state.exhausted = false;
+            }
+            Msg::Tick => {
+                failpoint::hit(Point::CoordinatorTick);
+                me.send_after(TICK, || Msg::Tick);
+                state.put_stranded_back();
+                state.look_up_if_idle(&me);
+            }
+            Msg::Drain { reply } => state.drain(reply),
+        }
+        state.claim_more(&me);
+        state.write_ends(&me);
+        state.finish_drain(&me);
+        Ok(())
+    }
+}
+
+impl State {
+    fn key(&self, index: u32) -> ProductKey {
+        ProductKey { batch: self.arguments.batch.no, index }
+    }
+
+    fn release_older_then_claim(&mut self, me: &ActorRef<Msg>) {
+        let Arguments { batch, claim, ledger, window, .. } = &self.arguments;
+        let (batch, claim, ledger, limit, me) =
+            (batch.no, *claim, ledger.clone(), *window as u32, me.clone());
+        self.claiming = true;
+        tokio::spawn(async move {
+            let result = ledger
+                .write(move |store| {
+                    store.release_older(batch, claim)?;
+                    store.claim(batch, claim, limit)
+                })
+                .await;
+            // An incarnation that is gone claims nothing: the next one releases this claim.
+            let _ = me.cast(Msg::Claimed(result));
+        });
+    }
+
+    /// Fills the window once a quarter of it is free, so that claims come in groups.
+    fn claim_more(&mut self, me: &ActorRef<Msg>) {
+        let room = self.arguments.window.saturating_sub(self.products.len());
+        if self.claiming
+            || self.exhausted
+            || self.draining.is_some()
+            || room < self.arguments.window.div_ceil(4)
+        {
+            return;
+        }
+        let Arguments { batch, claim, ledger, .. } = &self.arguments;
+        let (batch, claim, ledger, me) = (batch.no, *claim, ledger.clone(), me.clone());
+        self.claiming = true;
+        tokio::spawn(async move {
+            let result = ledger.write(move |store| store.claim(batch, claim, room as u32)).await;
+            let _ = me.cast(Msg::Claimed(result)); // As above.
+        });
+    }
+
+    fn claimed(&mut self, result: Result<Vec<Claimed>, LedgerError>, me: &ActorRef<Msg>) {
+        self.claiming = false;
+        match result {
+            Ok(claimed) => {
+                self.exhausted = claimed.is_empty();
+                for product in claimed {
+                    self.take_up(product, me);
+                }
+            }
+            // Unknown included: what was claimed after all carries this claim, and is looked up when we are idle.
+            Err(_) => self.claim_later(me),
+        }
+    }
+
+    /// Starts over with a release: a claim whose result was not seen must not be left behind.
+    fn claim_later(&mut self, me: &ActorRef<Msg>) {
+        self.exhausted = true;
+        let (looking_up, me) = (&mut self.looking_up, me.clone());
+        *looking_up = true;
+        me.send_after(WRITE_AGAIN_AFTER, || Msg::LookedUp { is_over: false });
+    }
+
+    fn take_up(&mut self, claimed: Claimed, me: &ActorRef<Msg>) {
+        let Claimed { index, ean, replacement, deaths } = claimed;
+        if self.products.contains_key(&index) {
+            return;
+        }
+        let Ok(gtin) = Gtin::parse(&ean) else {
+            // It was valid when it was accepted: a damaged row must not stop its batch.
+            self.ends.push((index, Outcome::crashed("the ledger holds a barcode that is none")));
+            return;
+        };
+        let suspect = deaths >= self.arguments.suspect_from;
+        if suspect {
+            let batch_id = self.arguments.batch.batch_id.as_str();
+            Event::ProductSuspected { batch_id, index: index.into(), deaths: deaths.into() }.emit();
+        }
+        let replacement = replacement.and_then(|text| Gtin::parse(&text).ok());
+        let (product, effects) = Product::claimed(gtin, replacement, &self.arguments.plan);
+        let (ean, started) = (ean.into(), Arc::default());
+        self.products
+            .insert(index, Live { product, ean, suspect, started, first_dial: None, still_since: None });
+        self.perform(index, effects, me);
+    }
+
+    fn visit_ended(&mut self, index: u32, slot: SlotId, answer: Answer, me: &ActorRef<Msg>) {
+        if let (Some(live), Some(at)) = (self.products.get_mut(&index), answer.dialled_at) {
+            live.first_dial = Some(live.first_dial.map_or(at, |first| first.min(at)));
+        }
+        if self.draining.is_some() && matches!(answer.end, VisitEnd::PutBack | VisitEnd::Lost { .. }) {
+            self.put_back(index);
+            return;
+        }
+        self.input(index, Input::Ended(slot, answer.end), me);
+        self.rest_if_still(index);
+        let still = |live: &Live| !live.product.is_over() && !live.product.is_asked();
+        if self.draining.is_some() && self.products.get(&index).is_some_and(still) {
+            self.put_back(index); // Its next attempt is the next process's.
+        }
+    }
+
+    fn input(&mut self, index: u32, input: Input, me: &ActorRef<Msg>) {
+        let Some(live) = self.products.get_mut(&index) else { return };
+        let effects = live.product.apply(input, &self.arguments.plan);
+        self.perform(index, effects, me);
+    }
+
+    fn perform(&mut self, index: u32, effects: Vec<Effect>, me: &ActorRef<Msg>) {
+        for effect in effects {
+            match effect {
+                Effect::Ask { slot, attempt } => self.ask(index, slot, attempt, me),
+                Effect::Pause { slot, after } => {
+                    me.send_after(after, move || Msg::Due { index, slot });
+                }
+                Effect::End(mut outcome) => {
+                    let first_dial = self.products.get(&index).and_then(|live| live.first_dial);
+                    outcome.duration_ms = first_dial.map_or(0, |at| at.elapsed().as_millis() as u64);
+                    self.ends.push((index, *outcome));
+                }
+                Effect::Forget => {
+                    self.products.remove(&index);
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, index: u32, slot: SlotId, attempt: u32, me: &ActorRef<Msg>) {
+        let key = self.key(index);
+        let Some(live) = self.products.get(&index) else { return };
+        let Arguments { plan, claim, batch, scrapers, .. } = &self.arguments;
+        let site: SiteName = match slot.step {
+            Step::Catalogue => CATALOGUE.into(),
+            Step::Primary | Step::Replacement => plan.shops[slot.shop].0.clone(),
+        };
+        let coordinator = me.clone();
+        let ticket = Ticket::new(&self.alive, move |answer| {
+            // A coordinator that is gone has a successor, which releases the claim and asks for itself.
+            let _ = coordinator.cast(Msg::VisitEnded { index, slot, answer });
+        });
+        let visit = Visit {
+            key,
+            batch_id: batch.batch_id.clone(),
+            ean: live.ean.clone(),
+            gtin: live.product.asked().clone(),
+            site,
+            attempt,
+            claim: *claim,
+            suspect: live.suspect,
+            started: Arc::clone(&live.started),
+            ticket,
+        };
+        if let Err(visit) = scrapers.ask(visit) {
+            visit.ticket.defuse();
+            let again = Msg::VisitEnded {
+                index,
+                slot,
+                answer: Answer { end: VisitEnd::Lost { dialled: false }, dialled_at: None },
+            };
+            me.send_after(POOL_AWAY_AGAIN_AFTER, || again);
+        }
+    }
+
+    /// Between attempts a product is not being visited: a death of the process then is not its fault.
+    fn rest_if_still(&mut self, index: u32) {
+        let key = self.key(index);
+        let Some(live) = self.products.get(&index) else { return };
+        if live.product.is_asked() || !live.started.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let (ledger, claim) = (self.arguments.ledger.clone(), self.arguments.claim);
+        tokio::spawn(async move {
+            // Best effort: at worst the product is charged with a death that was not its own.
+            let _ = ledger.write(move |store| store.rest(key, claim)).await;
+        });
+    }
+
+    fn write_ends(&mut self, me: &ActorRef<Msg>) {
+        if self.committing || self.ends.is_empty() {
+            return;
+        }
+        let rest = self.ends.split_off(self.ends.len().min(ENDS_MAX));
+        let written = Arc::new(std::mem::replace(&mut self.ends, rest));
+        self.committing = true;
+        self.spawn_write(written, Duration::ZERO, me);
+    }
+
+    fn spawn_write(&self, written: Arc<Vec<(u32, Outcome)>>, after: Duration, me: &ActorRef<Msg>) {
+        let Arguments { batch, claim, ledger, .. } = &self.arguments;
+        let (batch, claim, ledger, me) = (batch.no, *claim, ledger.clone(), me.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            let outcomes = Arc::clone(&written);
+            let result = ledger
+                .write(move |store| {
+                    let now = wall::now_ms();
+                    let end = |(index, outcome): &(u32, Outcome)| -> Result<Ended, StoreError> {
+                        store.end(ProductKey { batch, index: *index }, claim, outcome, now)
+                    };
+                    outcomes.iter().map(end).collect::<Result<Vec<_>, _>>()
+                })
+                .await;
+            let _ = me.cast(Msg::Committed { written, result }); // The next incarnation asks the ledger.
+        });
+    }
+
+    /// `true`: the batch is over.
+    fn committed(
+        &mut self,
+        written: &Arc<Vec<(u32, Outcome)>>,
+        result: Result<Vec<Ended>, LedgerError>,
+        me: &ActorRef<Msg>,
+    ) -> bool {
+        let ended = match result {
+            Ok(ended) => ended,
+            // Unknown too: what is on disk already is answered with "already ended".
+            Err(_) => {
+                self.spawn_write(Arc::clone(written), WRITE_AGAIN_AFTER, me);
+                return false;
+            }
+        };
+        self.committing = false;
+        let mut batch_over = false;
+        for ((index, outcome), ended) in written.iter().zip(ended) {
+            self.tell_ended(*index, outcome, ended);
+            self.products.remove(index);
+            batch_over |= ended == Ended::Now { batch_over: true };
+        }
+        if batch_over {
+            Event::BatchEnded { batch_id: self.arguments.batch.batch_id.as_str() }.emit();
+        }
+        batch_over && self.draining.is_none()
+    }
+
+    fn tell_ended(&self, index: u32, outcome: &Outcome, ended: Ended) {
+        let batch_id = self.arguments.batch.batch_id.as_str();
+        let reason = match ended {
+            Ended::Now { .. } => {
+                let live = self.products.get(&index);
+                Event::ProductEnded {
+                    batch_id,
+                    index: index.into(),
+                    ean: live.map_or("", |live| &live.ean),
+                    outcome: outcome.status.as_str(),
+                    kind: outcome.reason.as_ref().map(|reason| reason.kind.as_str()),
+                    duration_ms: outcome.duration_ms,
+                }
+                .emit();
+                return;
+            }
+            Ended::Already => "already ended",
+            Ended::ClaimLost => "claim lost",
+        };
+        Event::OutcomeDropped { batch_id, index: index.into(), reason }.emit();
+    }
+
+    /// Rule 1: a claimed product with nothing queued or in flight is put back, and somebody should look.
+    fn put_stranded_back(&mut self) {
+        let now = Instant::now();
+        let ending: Vec<u32> = self.ends.iter().map(|(index, _)| *index).collect();
+        let mut stranded = Vec::new();
+        for (index, live) in &mut self.products {
+            if live.product.is_moving() || ending.contains(index) {
+                live.still_since = None;
+            } else if *live.still_since.get_or_insert(now) + STRANDED_AFTER < now {
+                stranded.push(*index);
+            }
+        }
+        for index in stranded {
+            let batch_id = self.arguments.batch.batch_id.as_str();
+            Event::ClaimStranded { batch_id, index: index.into() }.emit();
+            self.put_back(index);
+        }
+    }
+
+    fn put_back(&mut self, index: u32) {
+        if self.products.remove(&index).is_none() {
+            return;
+        }
+        let (key, claim, ledger) = (self.key(index), self.arguments.claim, self.arguments.ledger.clone());
+        self.exhausted = false;
+        tokio::spawn(async move {
+            // If it is not written, the claim dies with this incarnation, or with this process.
+            let _ = ledger.write(move |store| store.put_back(key, claim)).await;
+        });
+    }
+
+    /// Nothing in the window and nothing to claim: either the batch is over, or a claim went astray.
+    fn look_up_if_idle(&mut self, me: &ActorRef<Msg>) {
+        let idle = self.products.is_empty() && self.ends.is_empty() && !self.claiming && !self.committing;
+        if !idle || !self.exhausted || self.looking_up || self.draining.is_some() {
+            return;
+        }
+        self.looking_up = true;
+        let Arguments { batch, ledger, claim, .. } = &self.arguments;
+        let (batch_id, no, claim, ledger, me) =
+            (batch.batch_id.clone(), batch.no, *claim, ledger.clone(), me.clone());
+        tokio::spawn(async move {
+            let view = ledger.reader().read(move |read| read.batch(batch_id.as_str())).await;
+            let is_over = matches!(view, Ok(Some(ref batch)) if batch.ended_at_ms.is_some());
+            if !is_over {
+                // What our own lost claims hold goes back to the queue.
+                let _ = ledger
+                    .write(move |store| {
+                        store.release_older(no, Claim { incarnation: claim.incarnation + 1, ..claim })
+                    })
+                    .await;
+            }
+            let _ = me.cast(Msg::LookedUp { is_over });
+        });
+    }
+
+    /// Products that no visit holds go back now; the others when their visit ends.
+    fn drain(&mut self, reply: RpcReplyPort<()>) {
+        self.draining = Some(reply);
+        let still = |live: &Live| !live.product.is_asked();
+        let ending: Vec<u32> = self.ends.iter().map(|(index, _)| *index).collect();
+        let back: Vec<u32> =
+            self.products.iter().filter(|(_, live)| still(live)).map(|(index, _)| *index).collect();
+        for index in back.into_iter().filter(|index| !ending.contains(index)) {
+            if !self.products[&index].product.is_over() {
+                self.put_back(index);
+            }
+        }
+    }
+
+    fn finish_drain(&mut self, me: &ActorRef<Msg>) {
+        let done = self.products.is_empty() && self.ends.is_empty() && !self.committing && !self.claiming;
+        if done && let Some(reply) = self.draining.take() {
+            let _ = reply.send(()); // The root may have stopped waiting.
+            me.stop(None);
+        }
+    }
+}

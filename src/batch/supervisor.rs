@@ -1,0 +1,335 @@
+//! The batches' supervisor: one coordinator for each open batch.
+//!
+//! It finds open batches in the ledger, at its start and whenever one was accepted. A coordinator that fails is started
+//! again with a new incarnation; one that fails past its limit has its batch set aside: the batch's open products end as
+//! `failed`, reason `crashed`, by plain transactions without a coordinator (design 4, rule 2).
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort, SpawnErr, SupervisionEvent};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::actor::{self, Coordinator};
+use super::machine::Plan;
+use crate::failpoint::{self, Point};
+use crate::ledger::LedgerHandle;
+use crate::ledger::store::{Claim, OpenBatch, StoreError};
+use crate::model::batch::Outcome;
+use crate::model::{BatchNo, SiteName};
+use crate::scraper::ScrapersHandle;
+use crate::supervisor::address::{self, Address, Publisher};
+use crate::supervisor::policy::{Decision, History, Intensity};
+use crate::telemetry::Event;
+use crate::wall;
+
+/// A batch whose coordinator fails more often is poisonous to it.
+const COORDINATOR_RESTARTS: Intensity = Intensity {
+    at_most: 5,
+    within: Duration::from_secs(60),
+    backoff_min: Duration::from_millis(50),
+    backoff_max: Duration::from_secs(5),
+};
+/// Coordinators at once. A batch beyond it waits for one to end; each costs some 10 KB and a window.
+const COORDINATORS_MAX: usize = 1_000;
+/// How often the ledger is asked for batches that nobody told of.
+const TICK: Duration = Duration::from_secs(5);
+/// Products of a batch set aside that end in one transaction.
+const SET_ASIDE_STEP: u32 = 200;
+/// How soon a batch set aside goes on after a write that failed.
+const SET_ASIDE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// What all coordinators share.
+#[derive(Clone, Debug)]
+pub struct Arguments {
+    pub epoch: i64,
+    pub ledger: LedgerHandle,
+    pub scrapers: ScrapersHandle,
+    /// The shops in use, by their names.
+    pub shops: Vec<SiteName>,
+    pub catalogue: bool,
+    pub attempts_max: u32,
+    pub catalogue_attempts_max: u32,
+    pub retry_min: Duration,
+    pub retry_max: Duration,
+    pub window: usize,
+    pub suspect_from: u32,
+    /// Changes with each accepted batch.
+    pub accepted: watch::Receiver<u64>,
+}
+
+/// The way to drain the coordinators; outlives restarts of their supervisor.
+#[derive(Clone, Debug)]
+pub struct BatchesHandle {
+    address: Address<Msg>,
+}
+
+impl BatchesHandle {
+    /// Nothing more is claimed. Returns when outcomes in hand are on disk and claims are put back.
+    pub async fn drain(&self) {
+        if let Some(batches) = self.address.current() {
+            // If it dies meanwhile its claims die with the process.
+            let _ = batches.call(|reply| Msg::Drain { reply }, None).await;
+        }
+    }
+}
+
+/// What the root keeps: starts the supervisor, again if need be.
+#[derive(Debug)]
+pub struct Batches {
+    publisher: Publisher<Msg>,
+}
+
+/// Makes the handle and what starts the actor behind it.
+pub fn handle() -> (BatchesHandle, Batches) {
+    let (publisher, address) = address::channel();
+    (BatchesHandle { address }, Batches { publisher })
+}
+
+impl Batches {
+    pub async fn start(&self, arguments: Arguments, root: ActorCell) -> Result<ActorCell, SpawnErr> {
+        self.publisher.withdraw();
+        let (actor, _) = Actor::spawn_linked(Some("batches".into()), Supervisor, arguments, root).await?;
+        let cell = actor.get_cell();
+        actor.cast(Msg::Look).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
+        self.publisher.publish(actor);
+        Ok(cell)
+    }
+
+    pub fn withdraw(&self) {
+        self.publisher.withdraw();
+    }
+}
+
+enum Msg {
+    /// Tell: look for open batches. From a timer, and when one was accepted.
+    Look,
+    /// Tell: open batches, oldest first. From a task of the supervisor's own.
+    Opened(Result<Vec<OpenBatch>, StoreError>),
+    /// Tell: start a failed coordinator again. From a timer.
+    Revive(BatchNo),
+    /// Ask: answered when all coordinators have drained.
+    Drain { reply: RpcReplyPort<()> },
+}
+
+impl fmt::Debug for Msg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Look => "Look",
+            Self::Opened(_) => "Opened",
+            Self::Revive(_) => "Revive",
+            Self::Drain { .. } => "Drain",
+        })
+    }
+}
+
+struct Supervisor;
+
+struct State {
+    arguments: Arguments,
+    running: HashMap<BatchNo, Child>,
+    looking: bool,
+    /// A batch was accepted while the supervisor was looking.
+    look_again: bool,
+    draining: bool,
+    watcher: JoinHandle<()>,
+}
+
+struct Child {
+    batch: OpenBatch,
+    actor: Option<ActorRef<actor::Msg>>,
+    history: History,
+    set_aside: bool,
+}
+
+/// Incarnations of coordinators are numbered over the whole life of the process, also past a restart of this supervisor.
+static INCARNATIONS: AtomicI64 = AtomicI64::new(0);
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.watcher.abort();
+    }
+}
+
+impl Actor for Supervisor {
+    type Msg = Msg;
+    type State = State;
+    type Arguments = Arguments;
+
+    async fn pre_start(&self, me: ActorRef<Msg>, arguments: Arguments) -> Result<State, ActorProcessingErr> {
+        let (mut accepted, batches) = (arguments.accepted.clone(), me.clone());
+        let watcher = tokio::spawn(async move {
+            while accepted.changed().await.is_ok() && batches.cast(Msg::Look).is_ok() {}
+        });
+        me.send_interval(TICK, || Msg::Look);
+        let running = HashMap::new();
+        Ok(State { arguments, running, looking: false, look_again: false, draining: false, watcher })
+    }
+
+    async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+        match msg {
+            Msg::Look => {
+                failpoint::hit(Point::BatchesTick);
+                state.look(&me);
+            }
+            Msg::Opened(opened) => {
+                failpoint::hit(Point::BatchesOpened);
+                state.looking = false;
+                // A read that failed is repeated at the next look.
+                for batch in opened.unwrap_or_default() {
+                    state.open(batch, &me).await?;
+                }
+                if std::mem::take(&mut state.look_again) {
+                    state.look(&me);
+                }
+            }
+            Msg::Revive(batch) => state.start_coordinator(batch, &me).await?,
+            Msg::Drain { reply } => state.drain(reply),
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        me: ActorRef<Msg>,
+        event: SupervisionEvent,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorFailed(cell, error) => {
+                state.coordinator_failed(&cell, &error.to_string(), &me)
+            }
+            SupervisionEvent::ActorTerminated(cell, _, _) => {
+                state.running.retain(|_, child| !child.is(&cell));
+                state.look(&me); // One that waited for a coordinator to end may start.
+            }
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => {}
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    fn look(&mut self, me: &ActorRef<Msg>) {
+        if self.draining || self.running.len() >= COORDINATORS_MAX {
+            return;
+        }
+        if self.looking {
+            self.look_again = true;
+            return;
+        }
+        self.looking = true;
+        let (reader, me) = (self.arguments.ledger.reader().clone(), me.clone());
+        tokio::spawn(async move {
+            let opened = reader.read(|read| read.open_batches(BatchNo(0), COORDINATORS_MAX as u32)).await;
+            let _ = me.cast(Msg::Opened(opened)); // A successor looks for itself.
+        });
+    }
+
+    async fn open(&mut self, batch: OpenBatch, me: &ActorRef<Msg>) -> Result<(), ActorProcessingErr> {
+        if self.draining || self.running.contains_key(&batch.no) || self.running.len() >= COORDINATORS_MAX {
+            return Ok(());
+        }
+        let no = batch.no;
+        self.running.insert(no, Child { batch, actor: None, history: History::default(), set_aside: false });
+        self.start_coordinator(no, me).await
+    }
+
+    async fn start_coordinator(&mut self, no: BatchNo, me: &ActorRef<Msg>) -> Result<(), ActorProcessingErr> {
+        let arguments = &self.arguments;
+        let Some(child) = self.running.get_mut(&no) else { return Ok(()) };
+        if child.actor.is_some() || self.draining {
+            return Ok(());
+        }
+        let in_use = |site: &SiteName| arguments.shops.contains(site);
+        let plan = Plan {
+            shops: child.batch.sites.iter().map(|site| (site.clone(), in_use(site))).collect(),
+            catalogue: arguments.catalogue,
+            attempts_max: arguments.attempts_max,
+            catalogue_attempts_max: arguments.catalogue_attempts_max,
+            retry_min: arguments.retry_min,
+            retry_max: arguments.retry_max,
+        };
+        let incarnation = INCARNATIONS.fetch_add(1, Ordering::Relaxed) + 1;
+        let coordinator = actor::Arguments {
+            batch: child.batch.clone(),
+            claim: Claim { epoch: arguments.epoch, incarnation },
+            plan: Arc::new(plan),
+            window: arguments.window,
+            suspect_from: arguments.suspect_from,
+            ledger: arguments.ledger.clone(),
+            scrapers: arguments.scrapers.clone(),
+        };
+        let (actor, _) = Actor::spawn_linked(None, Coordinator, coordinator, me.get_cell()).await?;
+        actor.cast(actor::Msg::Start)?;
+        child.actor = Some(actor);
+        Ok(())
+    }
+
+    fn coordinator_failed(&mut self, cell: &ActorCell, detail: &str, me: &ActorRef<Msg>) {
+        let Some((no, child)) = self.running.iter_mut().find(|(_, child)| child.is(cell)) else { return };
+        let no = *no;
+        child.actor = None;
+        let decision = child.history.on_failure(COORDINATOR_RESTARTS, tokio::time::Instant::now());
+        let batch_id = child.batch.batch_id.clone();
+        match decision {
+            Decision::Restart { after } => {
+                let actor = format!("coordinator of {batch_id}");
+                Event::ActorRestarted { actor: &actor, failures: child.history.failures(), detail }.emit();
+                me.send_after(after, move || Msg::Revive(no));
+            }
+            Decision::Escalate if child.set_aside => {}
+            Decision::Escalate => {
+                child.set_aside = true;
+                Event::BatchSetAside { batch_id: batch_id.as_str() }.emit();
+                let detail = format!(
+                    "the coordinator of this batch failed {} times: {detail}",
+                    child.history.failures()
+                );
+                tokio::spawn(set_aside(self.arguments.ledger.clone(), no, detail));
+            }
+        }
+    }
+
+    fn drain(&mut self, reply: RpcReplyPort<()>) {
+        self.draining = true;
+        let actors: Vec<_> = self.running.values().filter_map(|child| child.actor.clone()).collect();
+        tokio::spawn(async move {
+            let mut calls = tokio::task::JoinSet::new();
+            for actor in actors {
+                calls.spawn(
+                    async move { actor.call(|reply| actor::Msg::Drain { reply }, None).await.is_ok() },
+                );
+            }
+            // A coordinator that dies meanwhile has nothing left to put back.
+            calls.join_all().await;
+            let _ = reply.send(());
+        });
+    }
+}
+
+impl Child {
+    fn is(&self, cell: &ActorCell) -> bool {
+        self.actor.as_ref().is_some_and(|actor| actor.get_id() == cell.get_id())
+    }
+}
+
+/// Ends what is open in a batch, a step at a time, until nothing is.
+async fn set_aside(ledger: LedgerHandle, batch: BatchNo, detail: String) {
+    let outcome = Arc::new(Outcome::crashed(&detail));
+    loop {
+        let step = Arc::clone(&outcome);
+        let ended = ledger
+            .write(move |store| store.end_set_aside(batch, &step, SET_ASIDE_STEP, wall::now_ms()))
+            .await;
+        match ended {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(_) => tokio::time::sleep(SET_ASIDE_AGAIN_AFTER).await,
+        }
+    }
+}

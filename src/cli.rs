@@ -1,0 +1,71 @@
+//! The command line: what a person types, and what the process answers with.
+
+mod check;
+mod explain;
+mod find;
+mod serve;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::exit::Exit;
+
+/// Looks product barcodes up on web shops through Tor, and sends one webhook per product.
+#[derive(Debug, Parser)]
+#[command(name = "glaneur", version, after_help = EXAMPLES)]
+struct Arguments {
+    /// Configuration; else $GLANEUR_CONFIG, else ./config.toml, else /etc/glaneur/config.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the daemon (the default)
+    Serve,
+    /// Checks the configuration and prints every mistake at once, as file:line:column
+    Check,
+    /// Tells the whole life of one product or batch, from the ledger
+    Explain {
+        /// A barcode, a batch_id, or a thread_id
+        #[arg(value_name = "EAN|BATCH")]
+        subject: String,
+    },
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  glaneur check --config config.toml
+  glaneur serve --config config.toml
+  glaneur explain 0748322148474
+  curl -d '{\"eans\": [{\"primary\": \"0748322148474\"}]}' -H 'Content-Type: application/json' \\
+       http://127.0.0.1:8080/api/scrape";
+
+/// Does what the arguments of the process say.
+pub fn run() -> Exit {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let asked_for = !error.use_stderr(); // --help and --version are answers, not mistakes.
+            // Nobody reads a closed pipe.
+            let _ = error.print();
+            return if asked_for { Exit::Ok } else { Exit::Usage };
+        }
+    };
+    let config = arguments.config.as_deref();
+    match arguments.command.unwrap_or(Command::Serve) {
+        Command::Serve => serve::run(config),
+        Command::Check => check::run(config),
+        Command::Explain { subject } => explain::run(config, &subject),
+    }
+}
+
+/// Says to a person why nothing was done.
+fn complain(message: impl std::fmt::Display) {
+    use std::io::Write;
+    // Nobody reads a closed pipe.
+    let _ = writeln!(std::io::stderr(), "glaneur: {message}");
+}

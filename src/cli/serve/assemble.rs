@@ -1,0 +1,299 @@
+//! From the configuration to the parts of the tree: what each part is told, and nothing started yet.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+
+use super::complain_and;
+use crate::batch;
+use crate::config::{self, Config};
+use crate::exit::Exit;
+use crate::ingress;
+use crate::ledger::LedgerHandle;
+use crate::ledger::actor::{self as ledger, Limits};
+use crate::ledger::sqlite::{OpenOptions, Opened};
+use crate::ledger::store::{Addressing, SUSPECTED_AT};
+use crate::model::page::Via;
+use crate::model::{Language, SiteName};
+use crate::scraper::actor::{CatalogueGear, Gear, Shop};
+use crate::scraper::circuit::{self, WearLimits};
+use crate::scraper::fetch::FetchLimits;
+use crate::scraper::queue::ShopLimits;
+use crate::scraper::tls::Tls;
+use crate::scraper::tor::TorGate;
+use crate::scraper::{pool, tor::TorState};
+use crate::supervisor::Parts;
+use crate::webhook;
+
+/// Connections that read the ledger: one for the sender, one for the API, one to spare.
+const READERS: usize = 3;
+/// A commit that takes longer than this is a disk in trouble: its result is called unknown, and asked for again.
+const COMMIT_WITHIN: Duration = Duration::from_secs(10);
+
+/// What the files named in the configuration hold. Never printed.
+#[derive(Debug)]
+pub struct Secrets {
+    token: Option<ingress::Token>,
+    webhook: Option<webhook::Secret>,
+    catalogue: Option<CatalogueToken>,
+}
+
+struct CatalogueToken(String);
+
+impl std::fmt::Debug for CatalogueToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CatalogueToken(…)")
+    }
+}
+
+impl Secrets {
+    pub fn read(config: &Config) -> Result<Self, Exit> {
+        let token = read("server.token_file", config.server.token_file.as_deref())?;
+        let secret = read("webhooks.secret_file", config.webhooks.secret_file.as_deref())?;
+        let catalogue = config.catalogue.as_ref().and_then(|catalogue| catalogue.token_file.as_deref());
+        let webhook = secret
+            .map(|text| webhook::Secret::parse(&text))
+            .transpose()
+            .map_err(|error| complain_and(Exit::Config, format_args!("webhooks.secret_file: {error}")))?;
+        Ok(Self {
+            token: token.map(|text| ingress::Token::new("api", text.as_bytes())),
+            webhook,
+            catalogue: read("catalogue.token_file", catalogue)?.map(CatalogueToken),
+        })
+    }
+}
+
+/// A secret of one line; the error names the key, and never what the file holds.
+fn read(key: &str, path: Option<&Path>) -> Result<Option<String>, Exit> {
+    let Some(path) = path else { return Ok(None) };
+    let fail = |what: &dyn std::fmt::Display| {
+        complain_and(Exit::File, format_args!("{key} = {:?}: {what}", path.display().to_string()))
+    };
+    let text = fs::read_to_string(path).map_err(|error| fail(&error))?;
+    let text = text.trim().to_owned();
+    if text.is_empty() { Err(fail(&"the file is empty")) } else { Ok(Some(text)) }
+}
+
+pub fn open_options(config: &Config) -> OpenOptions {
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+    OpenOptions {
+        addressing: Addressing {
+            product: config.webhooks.product_url.url().is_some(),
+            summary_url: config.webhooks.summary_url.as_ref().map(ToString::to_string),
+            language: language(config),
+            dedupe_window: config.server.dedupe_window,
+        },
+        claims_max: config.ledger.claims_max,
+        free_bytes_min: config.ledger.free_bytes_min,
+        readers: READERS,
+        boot_id,
+    }
+}
+
+/// What may leave the machine without Tor, by configuration; the webhooks always do.
+pub fn direct_ways(config: &Config) -> Vec<String> {
+    let mut ways = Vec::new();
+    for recipe in config.enabled_sites() {
+        if recipe.via == Via::Direct {
+            ways.push(format!("shop {}", recipe.name));
+        } else if recipe.search.via == Via::Direct {
+            ways.push(format!("search of shop {}", recipe.name));
+        }
+    }
+    if config.catalogue.as_ref().is_some_and(|catalogue| catalogue.via == Via::Direct) {
+        ways.push("catalogue".into());
+    }
+    ways
+}
+
+fn language(config: &Config) -> Language {
+    match config.server.language {
+        config::Language::Fr => Language::French,
+        config::Language::En => Language::English,
+    }
+}
+
+/// All parts, and a handle on the ledger for the signals.
+pub fn parts(
+    config: &Config,
+    secrets: Secrets,
+    opened: Opened,
+    listener: tokio::net::TcpListener,
+) -> Result<(Parts, LedgerHandle), Exit> {
+    let limits = Limits {
+        queue_max: config.ledger.queue_max,
+        group_max: config.ledger.group_max,
+        reply_within: COMMIT_WITHIN,
+    };
+    let epoch = opened.report.epoch;
+    let (handle, ledger) = ledger::handle(opened.reader, limits);
+    let tor = TorGate::new(config.tor.socks);
+    let gear = Arc::new(gear(config, &handle, tor.clone(), epoch, secrets.catalogue)?);
+    let (scrapers, pool) = pool::handle();
+    let (accepted_tx, accepted) = watch::channel(0);
+    let (batches_handle, batches) = batch::supervisor::handle();
+    let (webhook_handle, webhook) = webhook::handle(webhook::Args {
+        ledger: handle.clone(),
+        settings: watch::channel(Arc::new(webhook_settings(config, secrets.webhook))).1,
+        claims_max: config.ledger.claims_max,
+    })
+    .map_err(|error| complain_and(Exit::Escalated, format_args!("the webhook client: {error}")))?;
+    let ingress = ingress::Ingress::new(ingress::Args {
+        ledger: handle.clone(),
+        settings: watch::channel(Arc::new(ingress_settings(config, secrets.token))).1,
+        status: tor_status(&tor),
+        batches: accepted_tx,
+    });
+    let parts = Parts {
+        ledger,
+        store: Mutex::new(Some(Box::new(opened.store))),
+        webhook,
+        webhook_handle,
+        pool,
+        scrapers: scrapers.clone(),
+        batches,
+        batches_handle,
+        batches_arguments: batches_arguments(config, &handle, scrapers, accepted, epoch),
+        gear,
+        ingress,
+        listener: Some(Arc::new(listener)),
+    };
+    Ok((parts, handle))
+}
+
+fn gear(
+    config: &Config,
+    ledger: &LedgerHandle,
+    tor: TorGate,
+    epoch: i64,
+    token: Option<CatalogueToken>,
+) -> Result<Gear, Exit> {
+    let tls = Tls::new(None).map_err(|error| complain_and(Exit::Escalated, format_args!("TLS: {error}")))?;
+    let shops = config.enabled_sites().into_iter().map(|recipe| {
+        let name = SiteName::from(recipe.name.as_str());
+        (name, Shop::new(recipe))
+    });
+    let catalogue = config.catalogue.clone().map(|catalogue| CatalogueGear {
+        limits: ShopLimits {
+            interval: catalogue.rate.interval(),
+            concurrency: catalogue.concurrency as u32,
+            via: catalogue.via,
+        },
+        catalogue,
+        token: token.map(|token| token.0),
+    });
+    let fetch = &config.fetch;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(Gear {
+        scrapers: config.tor.circuits,
+        ledger: ledger.clone(),
+        tor,
+        probe_timeout: config.tor.probe_timeout,
+        shops: shops.collect(),
+        catalogue,
+        circuits: circuit::Settings { socks: config.tor.socks.to_string().into(), tls },
+        epoch: epoch as u64,
+        wear: WearLimits { age_max: config.tor.age_max, uses_max: config.tor.uses_max },
+        fetch: FetchLimits {
+            connect: fetch.connect_timeout,
+            first_byte: fetch.first_byte_timeout,
+            silence: fetch.silence_timeout,
+            body_bytes_max: fetch.body_bytes_max,
+            decoded_bytes_max: fetch.decoded_bytes_max,
+            redirects_max: fetch.redirects_max,
+            user_agent: fetch.user_agent.clone(),
+        },
+        visit_deadline: fetch.visit_deadline,
+        extract: config.extract,
+        cores: Arc::new(Semaphore::new(cores)),
+    })
+}
+
+fn webhook_settings(config: &Config, secret: Option<webhook::Secret>) -> webhook::Settings {
+    let webhooks = &config.webhooks;
+    webhook::Settings {
+        product_url: webhooks.product_url.url().cloned(),
+        summary_url: webhooks.summary_url.clone(),
+        allowed_hosts: webhooks.hosts.iter().map(ToString::to_string).collect(),
+        secret,
+        timeout: webhooks.timeout,
+        concurrency: webhooks.concurrency,
+        park_after: webhooks.park_after,
+        patience: webhooks.patience,
+        backoff_min: webhooks.backoff_min,
+        backoff_max: webhooks.backoff_max,
+        parked_probe_max: webhooks.parked_probe_max,
+        summary_wait: webhooks.summary_wait,
+    }
+}
+
+fn ingress_settings(config: &Config, token: Option<ingress::Token>) -> ingress::Settings {
+    let server = &config.server;
+    let authorities =
+        |names: Vec<String>| names.iter().filter_map(|name| ingress::Authority::parse(name)).collect();
+    ingress::Settings {
+        language: language(config),
+        hosts: authorities(server.hosts.clone()),
+        allow_from: server.allow_from.clone(),
+        token,
+        sites: config.enabled_sites().iter().map(|recipe| recipe.name.as_str().into()).collect(),
+        ignore_prefixes: config.batches.ignore_prefixes.clone(),
+        webhook_hosts: authorities(config.webhooks.hosts.iter().map(ToString::to_string).collect()),
+        limits: ingress::Limits {
+            products_max: server.products_max,
+            body_bytes_max: server.body_bytes_max,
+            metadata_bytes_max: server.metadata_bytes_max,
+            header_bytes_max: server.header_bytes_max,
+            header_timeout: server.header_timeout,
+            body_timeout: server.body_timeout,
+            request_timeout: server.request_timeout,
+            connections_max: server.connections_max,
+        },
+    }
+}
+
+fn batches_arguments(
+    config: &Config,
+    ledger: &LedgerHandle,
+    scrapers: crate::scraper::ScrapersHandle,
+    accepted: watch::Receiver<u64>,
+    epoch: i64,
+) -> batch::supervisor::Arguments {
+    batch::supervisor::Arguments {
+        epoch,
+        ledger: ledger.clone(),
+        scrapers,
+        shops: config.enabled_sites().iter().map(|recipe| recipe.name.as_str().into()).collect(),
+        catalogue: config.catalogue.is_some(),
+        attempts_max: config.fetch.attempts_max,
+        catalogue_attempts_max: config.catalogue.as_ref().map_or(1, |catalogue| catalogue.attempts_max),
+        retry_min: config.fetch.retry_min,
+        retry_max: config.fetch.retry_max,
+        window: config.batches.window,
+        suspect_from: SUSPECTED_AT,
+        accepted,
+    }
+}
+
+/// What `/readyz` tells of Tor; it never changes its status.
+fn tor_status(tor: &TorGate) -> watch::Receiver<serde_json::Value> {
+    let words = |state: &TorState| match state {
+        TorState::Unknown => serde_json::json!({"tor": "unknown"}),
+        TorState::There => serde_json::json!({"tor": "there"}),
+        TorState::Away { reason, .. } => serde_json::json!({"tor": "away", "reason": reason}),
+    };
+    let mut states = tor.watch();
+    let (tx, rx) = watch::channel(words(&states.borrow()));
+    tokio::spawn(async move {
+        while states.changed().await.is_ok() {
+            let now = words(&states.borrow_and_update());
+            if tx.send(now).is_err() {
+                return;
+            }
+        }
+    });
+    rx
+}

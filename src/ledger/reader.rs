@@ -1,0 +1,67 @@
+//! Reads beside the writer: a few read-only connections, each read on a blocking thread.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::store::{Read, StoreError};
+
+/// Reads the ledger. Cheap to clone.
+#[derive(Clone)]
+pub struct LedgerReader {
+    idle: Arc<Mutex<Vec<Box<dyn Read>>>>,
+    /// As many permits as connections: a permit in hand means an idle connection is there.
+    permits: Arc<Semaphore>,
+}
+
+impl fmt::Debug for LedgerReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LedgerReader").finish_non_exhaustive()
+    }
+}
+
+impl LedgerReader {
+    pub fn new(connections: Vec<Box<dyn Read>>) -> Self {
+        let permits = Arc::new(Semaphore::new(connections.len()));
+        Self { idle: Arc::new(Mutex::new(connections)), permits }
+    }
+
+    /// Runs `query` on one consistent snapshot.
+    pub async fn read<T, F>(&self, query: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut dyn Read) -> Result<T, StoreError> + Send + 'static,
+    {
+        let gone = || StoreError::Other("the reader is closed".into());
+        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| gone())?;
+        let idle = Arc::clone(&self.idle);
+        let connection = idle.lock().unwrap_or_else(PoisonError::into_inner).pop().ok_or_else(gone)?;
+        let mut lent = Lent { connection: Some(connection), idle, _permit: permit };
+        let work = tokio::task::spawn_blocking(move || match lent.connection.as_mut() {
+            Some(connection) => {
+                connection.begin_snapshot()?;
+                query(connection.as_mut())
+            }
+            None => Err(gone()),
+        });
+        work.await.unwrap_or_else(|error| Err(StoreError::Other(error.to_string())))
+    }
+}
+
+/// Goes back to the pool also when the query panics.
+struct Lent {
+    connection: Option<Box<dyn Read>>,
+    idle: Arc<Mutex<Vec<Box<dyn Read>>>>,
+    /// Dropped after the connection is back: fields drop after `drop` ran.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(mut connection) = self.connection.take() {
+            connection.end_snapshot();
+            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        }
+    }
+}

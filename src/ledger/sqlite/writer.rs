@@ -1,0 +1,777 @@
+//! The writing connection: accept, claim, start, end. The outbox half is in `outbox.rs`.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row, params};
+use serde_json::value::RawValue;
+
+use super::super::store::{AcceptAnswer, Addressing, Claim, Claimed, Ended, Recorded, Store, StoreError};
+use super::number;
+use super::outbox::Lane;
+use crate::model::batch::{Accepted, Fate, IntakeCounts, NewBatch, NewProduct, Outcome, Repeat, Status};
+use crate::model::body::{self, BatchFacts, EntryFacts};
+use crate::model::delivery::{AttemptRecord, DeliveryNo, DeliveryState, LaneNo};
+use crate::model::{BatchId, BatchNo, ProductKey};
+
+/// The one writer of an SQLite ledger.
+#[derive(Debug)]
+pub struct SqliteStore {
+    // Closed before the lock is let go: fields drop in this order.
+    connection: Connection,
+    _lock: File,
+    path: PathBuf,
+    addressing: Addressing,
+    free_bytes_min: u64,
+    /// Whether accepts must leave the rest of the disk alone; looked up once per group.
+    low: Option<bool>,
+    commits: u32,
+}
+
+/// How many products and product deliveries move between states; the same for the batch and for the whole ledger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Delta {
+    pub accepted: i64,
+    pub queued: i64,
+    pub claimed: i64,
+    /// In the order of [`Status::ALL`].
+    pub ended: [i64; 8],
+    /// In the order of [`DeliveryState::ALL`].
+    pub deliveries: [i64; 6],
+}
+
+impl Delta {
+    pub fn put_back(count: i64) -> Self {
+        Self { queued: count, claimed: -count, ..Self::default() }
+    }
+
+    pub fn moved(from: DeliveryState, to: DeliveryState, count: i64) -> Self {
+        let mut delta = Self::default();
+        delta.deliveries[from as usize] -= count;
+        delta.deliveries[to as usize] += count;
+        delta
+    }
+
+    pub fn end(&mut self, status: Status, delivery: DeliveryState) {
+        self.ended[status as usize - 1] += 1;
+        self.deliveries[delivery as usize] += 1;
+    }
+}
+
+/// States of a product. What the ledger stores: never renumber.
+pub(super) const QUEUED: u8 = 0;
+pub(super) const CLAIMED: u8 = 1;
+pub(super) const ENDED: u8 = 2;
+
+/// The parts of a batch that the bodies of its webhooks need.
+pub(super) struct Facts {
+    pub no: BatchNo,
+    pub batch_id: BatchId,
+    pub total: u32,
+    pub metadata: Option<String>,
+    pub webhook_url: Option<String>,
+}
+
+impl Facts {
+    pub fn metadata(&self) -> Result<Option<&RawValue>, StoreError> {
+        self.metadata.as_deref().map(serde_json::from_str).transpose().map_err(damaged)
+    }
+}
+
+pub(super) fn damaged(error: impl std::fmt::Display) -> StoreError {
+    StoreError::Corrupt(format!("a column does not hold what was written: {error}"))
+}
+
+pub(super) fn to_json(value: &impl serde::Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| StoreError::Other(error.to_string()))
+}
+
+/// A WAL larger than this is cut back, even if readers have to be waited for.
+const WAL_BYTES_MAX: u64 = 64 << 20;
+/// How often its size is looked at.
+const WAL_LOOK_EVERY: u32 = 64;
+/// How long the end waits for readers.
+const CLOSE_WITHIN: Duration = Duration::from_millis(200);
+
+impl SqliteStore {
+    pub(super) fn new(
+        connection: Connection,
+        lock: File,
+        path: PathBuf,
+        addressing: Addressing,
+        free_bytes_min: u64,
+    ) -> Self {
+        Self { connection, _lock: lock, path, addressing, free_bytes_min, low: None, commits: 0 }
+    }
+
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    pub(super) fn addressing(&self) -> &Addressing {
+        &self.addressing
+    }
+
+    pub(super) fn statement(&self, sql: &str) -> Result<CachedStatement<'_>, StoreError> {
+        Ok(self.connection.prepare_cached(sql)?)
+    }
+
+    /// Runs a prepared statement; how many rows it changed.
+    pub(super) fn run(&self, sql: &str, params: impl Params) -> Result<usize, StoreError> {
+        Ok(self.statement(sql)?.execute(params)?)
+    }
+
+    pub(super) fn one<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>, StoreError> {
+        Ok(self.statement(sql)?.query_row(params, read).optional()?)
+    }
+
+    pub(super) fn all<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, StoreError> {
+        let mut statement = self.statement(sql)?;
+        let rows = statement.query_map(params, read)?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// L5: moves the counters of the batch and of the ledger. Nothing else touches them.
+    pub(super) fn count(&self, batch: BatchNo, delta: &Delta) -> Result<(), StoreError> {
+        let Delta { accepted, queued, claimed, ended: e, deliveries: d } = *delta;
+        self.run(
+            "UPDATE progress SET queued = queued + ?2, claimed = claimed + ?3,
+                 found = found + ?4, not_found = not_found + ?5, ean_mismatch = ean_mismatch + ?6,
+                 not_in_catalogue = not_in_catalogue + ?7, ignored = ignored + ?8, skipped = skipped + ?9,
+                 failed = failed + ?10, cancelled_products = cancelled_products + ?11,
+                 waiting = waiting + ?12, taken = taken + ?13, dead = dead + ?14, stopped = stopped + ?15,
+                 withheld = withheld + ?16, unaddressed = unaddressed + ?17
+             WHERE batch = ?1",
+            params![
+                batch.0, queued, claimed, e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7], d[0], d[1], d[2],
+                d[3], d[4], d[5]
+            ],
+        )?;
+        self.run(
+            "UPDATE tally SET accepted = accepted + ?1, queued = queued + ?2, claimed = claimed + ?3,
+                 ended = ended + ?4, waiting = waiting + ?5, taken = taken + ?6, dead = dead + ?7,
+                 stopped = stopped + ?8, withheld = withheld + ?9, unaddressed = unaddressed + ?10",
+            params![accepted, queued, claimed, e.iter().sum::<i64>(), d[0], d[1], d[2], d[3], d[4], d[5]],
+        )?;
+        Ok(())
+    }
+
+    /// The product may be claimed again: the scan for free ones must not begin behind it.
+    pub(super) fn lower_cursor(&self, key: ProductKey) -> Result<(), StoreError> {
+        self.run(
+            "UPDATE progress SET cursor = ?2 WHERE batch = ?1 AND cursor > ?2",
+            params![key.batch.0, key.index],
+        )?;
+        Ok(())
+    }
+
+    fn facts(&self, batch: BatchNo) -> Result<Facts, StoreError> {
+        let facts = self.one(
+            "SELECT batch_id, total, metadata, webhook_url FROM batch WHERE no = ?1",
+            [batch.0],
+            |row| {
+                Ok(Facts {
+                    no: batch,
+                    batch_id: BatchId::from_text(row.get_ref(0)?.as_str()?),
+                    total: row.get(1)?,
+                    metadata: row.get(2)?,
+                    webhook_url: row.get(3)?,
+                })
+            },
+        )?;
+        facts.ok_or_else(|| StoreError::Other(format!("there is no batch {}", batch.0)))
+    }
+
+    /// Whether accepts are refused although the rest may still be written.
+    fn is_low(&mut self) -> bool {
+        match self.low {
+            Some(low) => low,
+            None => self.low(),
+        }
+    }
+
+    /// What an earlier submit got, if this one repeats it.
+    fn repeat(&self, batch: &NewBatch, now_ms: i64) -> Result<Option<AcceptAnswer>, StoreError> {
+        // The same submit again, after a write whose result was not seen (rule 5).
+        let same =
+            self.one("SELECT no FROM batch WHERE batch_id = ?1", [batch.batch_id.as_str()], |row| {
+                row.get(0)
+            })?;
+        if let Some(no) = same {
+            return Ok(Some(self.first_answer(no, None)?));
+        }
+        if let Some(key) = &batch.key {
+            let found = self.one(
+                "SELECT no, body_hash FROM batch WHERE requester = ?1 AND key = ?2",
+                params![batch.requester, key],
+                |row| Ok((row.get(0)?, row.get::<_, [u8; 32]>(1)?)),
+            )?;
+            return Ok(match found {
+                None => None,
+                Some((_, hash)) if hash != batch.body_hash => Some(AcceptAnswer::KeyReused),
+                Some((no, _)) => Some(self.first_answer(no, Some(Repeat::Key))?),
+            });
+        }
+        if batch.force {
+            return Ok(None);
+        }
+        let window = i64::try_from(self.addressing.dedupe_window.as_millis()).unwrap_or(i64::MAX);
+        let found = self.one(
+            "SELECT batch.no FROM batch JOIN progress ON progress.batch = batch.no
+             WHERE body_hash = ?1 AND requester = ?2 AND cancelled = 0 AND (ended_at IS NULL OR ended_at > ?3)
+             ORDER BY batch.no DESC LIMIT 1",
+            params![batch.body_hash, batch.requester, now_ms.saturating_sub(window)],
+            |row| row.get(0),
+        )?;
+        found.map(|no| self.first_answer(no, Some(Repeat::Body))).transpose()
+    }
+
+    fn first_answer(&self, no: i64, repeat: Option<Repeat>) -> Result<AcceptAnswer, StoreError> {
+        let accepted = first_answer(&self.connection, "no", no)?;
+        let mut accepted = accepted.ok_or_else(|| StoreError::Other(format!("there is no batch {no}")))?;
+        accepted.repeat = repeat;
+        Ok(AcceptAnswer::Accepted(accepted))
+    }
+
+    fn insert_batch(&self, batch: &NewBatch, now_ms: i64) -> Result<Accepted, StoreError> {
+        let counts = batch.counts();
+        let refused = batch.refused();
+        let total = batch.products.len() as u32;
+        self.run(
+            "INSERT INTO batch (batch_id, accepted_at, requester, key, body_hash, sites, webhook_url, callback_url,
+                 metadata, ignored_3400, total, intake_queued, intake_skipped, intake_ignored, refused)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+            params![
+                batch.batch_id.as_str(),
+                now_ms,
+                batch.requester,
+                batch.key,
+                batch.body_hash,
+                to_json(&batch.sites)?,
+                batch.webhook_url,
+                batch.callback_url,
+                batch.metadata.as_ref().map(|metadata| metadata.get()),
+                to_json(&batch.ignored_3400)?,
+                total,
+                counts.queued,
+                counts.skipped,
+                counts.ignored,
+                to_json(&refused)?,
+            ],
+        )?;
+        let no = BatchNo(self.connection.last_insert_rowid());
+        self.run("INSERT INTO progress (batch, cursor, queued) VALUES (?1, 1, 0)", [no.0])?;
+        Ok(Accepted { batch: no, batch_id: batch.batch_id.clone(), total, counts, refused, repeat: None })
+    }
+
+    fn insert_products(&self, facts: &Facts, batch: &NewBatch, now_ms: i64) -> Result<(), StoreError> {
+        let mut delta = Delta { accepted: batch.products.len() as i64, ..Delta::default() };
+        let mut lane = None;
+        for (index, product) in (1..).zip(&batch.products) {
+            let key = ProductKey { batch: facts.no, index };
+            match &product.fate {
+                Fate::Over { status, reason } => {
+                    let outcome = Outcome::without_visit(*status, Some(reason.clone()));
+                    let lane = match lane {
+                        Some(lane) => lane,
+                        None => *lane.insert(self.product_lane(facts)?),
+                    };
+                    self.insert_over(key, product, &outcome, now_ms)?;
+                    let entry = EntryFacts {
+                        index,
+                        ean: &product.ean,
+                        duplicate_of: None,
+                        note: product.note.as_deref(),
+                    };
+                    self.deliver(facts, entry, &outcome, lane, now_ms)?;
+                    delta.end(*status, lane.state);
+                }
+                Fate::Visit { .. } | Fate::Duplicate { .. } => {
+                    self.insert_queued(key, product, &batch.products)?;
+                    delta.queued += 1;
+                }
+            }
+        }
+        self.count(facts.no, &delta)
+    }
+
+    fn insert_queued(
+        &self,
+        key: ProductKey,
+        product: &NewProduct,
+        products: &[NewProduct],
+    ) -> Result<(), StoreError> {
+        let (gtin, replacement, dup_of) = match &product.fate {
+            Fate::Visit { gtin, replacement } => (Some(gtin), replacement.as_ref(), None),
+            Fate::Duplicate { of, gtin, replacement } => (Some(gtin), replacement.as_ref(), Some(*of)),
+            Fate::Over { .. } => (None, None, None),
+        };
+        if let Some(of) = dup_of {
+            let first = products.get((of as usize).wrapping_sub(1)).map(|first| &first.fate);
+            if of >= key.index || !matches!(first, Some(Fate::Visit { .. })) {
+                // It would never end.
+                return Err(StoreError::Other(format!("entry {} cannot be a duplicate of {of}", key.index)));
+            }
+        }
+        self.run(
+            "INSERT INTO product (batch, idx, ean, gtin, replacement, note, dup_of, state)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0)",
+            params![
+                key.batch.0,
+                key.index,
+                product.ean,
+                gtin.map(|gtin| gtin.as_str()).filter(|gtin| *gtin != product.ean),
+                replacement.map(|gtin| gtin.as_str()),
+                product.note,
+                dup_of,
+            ],
+        )?;
+        Ok(())
+    }
+
+    fn insert_over(
+        &self,
+        key: ProductKey,
+        product: &NewProduct,
+        outcome: &Outcome,
+        now_ms: i64,
+    ) -> Result<(), StoreError> {
+        let reason = outcome.reason.as_ref();
+        self.run(
+            "INSERT INTO product (batch, idx, ean, note, state, status, kind, detail, ended_at)
+             VALUES (?1, ?2, ?3, ?4, 2, ?5, ?6, ?7, ?8)",
+            params![
+                key.batch.0,
+                key.index,
+                product.ean,
+                product.note,
+                outcome.status as u8,
+                reason.map(|reason| &reason.kind),
+                reason.map(|reason| &reason.detail),
+                now_ms,
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// L1, L2: ends an open product with its duplicates, whoever holds it. How many ended; whether the batch did.
+    pub(super) fn finish(
+        &mut self,
+        key: ProductKey,
+        outcome: &Outcome,
+        now_ms: i64,
+    ) -> Result<(u32, bool), StoreError> {
+        let facts = self.facts(key.batch)?;
+        let lane = self.product_lane(&facts)?;
+        let entries = self.all(
+            "SELECT idx, ean, note, dup_of, state FROM product WHERE batch = ?1 AND idx = ?2
+             UNION ALL
+             SELECT idx, ean, note, dup_of, state FROM product WHERE batch = ?1 AND dup_of = ?2",
+            params![key.batch.0, key.index],
+            |row| {
+                Ok(Entry {
+                    index: row.get(0)?,
+                    ean: row.get(1)?,
+                    note: row.get(2)?,
+                    duplicate_of: row.get(3)?,
+                    state: row.get(4)?,
+                })
+            },
+        )?;
+        let reason = outcome.reason.as_ref();
+        let mut delta = Delta::default();
+        for entry in &entries {
+            debug_assert_ne!(entry.state, ENDED, "L1: {key:?} ends together with its duplicates, once");
+            self.run(
+                "UPDATE product SET state = 2, claim_epoch = NULL, claim_inc = NULL, started = 0, status = ?3,
+                     kind = ?4, detail = ?5, ended_at = ?6
+                 WHERE batch = ?1 AND idx = ?2",
+                params![
+                    key.batch.0,
+                    entry.index,
+                    outcome.status as u8,
+                    reason.map(|reason| &reason.kind),
+                    reason.map(|reason| &reason.detail),
+                    now_ms,
+                ],
+            )?;
+            let facts_of_entry = EntryFacts {
+                index: entry.index,
+                ean: &entry.ean,
+                duplicate_of: entry.duplicate_of,
+                note: entry.note.as_deref(),
+            };
+            self.deliver(&facts, facts_of_entry, outcome, lane, now_ms)?;
+            match entry.state {
+                CLAIMED => delta.claimed -= 1,
+                _ => delta.queued -= 1,
+            }
+            delta.end(outcome.status, lane.state);
+        }
+        self.count(key.batch, &delta)?;
+        let over = self.settle(key.batch, now_ms)?;
+        Ok((entries.len() as u32, over))
+    }
+
+    /// Writes the body of one ended product, and its delivery.
+    fn deliver(
+        &self,
+        facts: &Facts,
+        entry: EntryFacts<'_>,
+        outcome: &Outcome,
+        lane: Lane,
+        now_ms: i64,
+    ) -> Result<(), StoreError> {
+        let batch = BatchFacts { batch_id: &facts.batch_id, total: facts.total, metadata: facts.metadata()? };
+        let no = number::of_product(ProductKey { batch: facts.no, index: entry.index })?;
+        self.insert_body(no, &body::product(batch, entry, outcome))?;
+        self.insert_delivery(no, lane, now_ms)
+    }
+
+    /// L2: if nothing of the batch is open it ends, and its summary is released if that waits for nothing.
+    fn settle(&mut self, batch: BatchNo, now_ms: i64) -> Result<bool, StoreError> {
+        let over = self.run(
+            "UPDATE progress SET ended_at = ?2 WHERE batch = ?1 AND ended_at IS NULL AND queued = 0 AND claimed = 0",
+            params![batch.0, now_ms],
+        )? == 1;
+        if over {
+            self.release_summary_if_closed(batch, now_ms)?;
+        }
+        Ok(over)
+    }
+
+    /// The state of a product, and whether `claim` holds it.
+    fn holder(&self, key: ProductKey, claim: Claim) -> Result<(u8, bool), StoreError> {
+        let found = self.one(
+            "SELECT state, claim_epoch IS ?3 AND claim_inc IS ?4 FROM product WHERE batch = ?1 AND idx = ?2",
+            params![key.batch.0, key.index, claim.epoch, claim.incarnation],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        found.ok_or_else(|| StoreError::Other(format!("there is no {key:?}")))
+    }
+
+    /// Cuts back a WAL that readers kept from being reused.
+    fn look_at_wal(&self) -> Result<(), StoreError> {
+        let mut wal = self.path.as_os_str().to_owned();
+        wal.push("-wal");
+        let bytes = std::fs::metadata(wal).map(|wal| wal.len()).unwrap_or_default();
+        if bytes <= WAL_BYTES_MAX {
+            return Ok(());
+        }
+        let checkpoint = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        match checkpoint.map_err(StoreError::from) {
+            // No room to move the pages, or a reader that takes its time: the next look does it.
+            Ok(_) | Err(StoreError::Full { .. } | StoreError::Other(_)) => Ok(()),
+            Err(error @ (StoreError::Medium(_) | StoreError::Corrupt(_))) => Err(error),
+        }
+    }
+
+    /// SQLite rolls a transaction back by itself after some errors. Going on would commit the rest piece by piece.
+    fn must_be_open(&self) -> Result<(), StoreError> {
+        if self.connection.is_autocommit() {
+            return Err(StoreError::Medium("SQLite rolled the transaction back by itself".into()));
+        }
+        Ok(())
+    }
+}
+
+/// An orderly end leaves one complete file: SQLite itself does so only if the writer is the last to close.
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        let _ = self.connection.busy_timeout(CLOSE_WITHIN);
+        // If it cannot be done now, the next start does it.
+        let _ = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    }
+}
+
+struct Entry {
+    index: u32,
+    ean: String,
+    note: Option<String>,
+    duplicate_of: Option<u32>,
+    state: u8,
+}
+
+/// Bytes that an unprivileged process may still write beside `path`.
+fn free_bytes(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// The first answer to the submit whose batch has `value` in `column`.
+pub(super) fn first_answer(
+    connection: &Connection,
+    column: &str,
+    value: impl rusqlite::ToSql,
+) -> Result<Option<Accepted>, StoreError> {
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT no, batch_id, total, intake_queued, intake_skipped, intake_ignored, refused FROM batch
+         WHERE {column} = ?1"
+    ))?;
+    let found = statement.query_row([value], |row| {
+        let accepted = Accepted {
+            batch: BatchNo(row.get(0)?),
+            batch_id: BatchId::from_text(row.get_ref(1)?.as_str()?),
+            total: row.get(2)?,
+            counts: IntakeCounts { queued: row.get(3)?, skipped: row.get(4)?, ignored: row.get(5)? },
+            refused: Vec::new(),
+            repeat: None,
+        };
+        Ok((accepted, row.get::<_, String>(6)?))
+    });
+    let Some((mut accepted, refused)) = found.optional()? else { return Ok(None) };
+    accepted.refused = serde_json::from_str(&refused).map_err(damaged)?;
+    Ok(Some(accepted))
+}
+
+impl Store for SqliteStore {
+    fn begin(&mut self) -> Result<(), StoreError> {
+        self.low = None;
+        // IMMEDIATE: a read that turns into a write would otherwise be refused at once (SQLITE_BUSY).
+        self.run("BEGIN IMMEDIATE", [])?;
+        Ok(())
+    }
+
+    fn savepoint(&mut self) -> Result<(), StoreError> {
+        self.must_be_open()?;
+        self.run("SAVEPOINT command", [])?;
+        Ok(())
+    }
+
+    fn release(&mut self) -> Result<(), StoreError> {
+        self.must_be_open()?;
+        self.run("RELEASE command", [])?;
+        Ok(())
+    }
+
+    fn rollback_to_savepoint(&mut self) -> Result<(), StoreError> {
+        self.must_be_open()?;
+        self.run("ROLLBACK TO command", [])?;
+        self.run("RELEASE command", [])?;
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<(), StoreError> {
+        self.must_be_open()?;
+        self.run("COMMIT", [])?;
+        self.commits = self.commits.wrapping_add(1);
+        if self.commits.is_multiple_of(WAL_LOOK_EVERY) {
+            self.look_at_wal()?;
+        }
+        Ok(())
+    }
+
+    fn rollback(&mut self) {
+        if !self.connection.is_autocommit() {
+            // Fails only if SQLite rolled back by itself in between.
+            let _ = self.connection.execute_batch("ROLLBACK");
+        }
+    }
+
+    fn low(&mut self) -> bool {
+        // A disk that does not say how much is free is found full by writing.
+        let low =
+            self.free_bytes_min > 0 && free_bytes(&self.path).is_some_and(|free| free < self.free_bytes_min);
+        *self.low.insert(low)
+    }
+
+    fn readdress(&mut self, addressing: Addressing) {
+        self.addressing = addressing;
+    }
+
+    fn accept(&mut self, batch: &NewBatch, now_ms: i64) -> Result<AcceptAnswer, StoreError> {
+        if let Some(answer) = self.repeat(batch, now_ms)? {
+            return Ok(answer);
+        }
+        // After the look for a repeat: that one needs no room.
+        if self.is_low() {
+            return Err(StoreError::Full { group_lost: false });
+        }
+        if batch.products.len() > number::INDEX_MAX as usize {
+            return Err(StoreError::Other(format!("{} products in one batch", batch.products.len())));
+        }
+        let accepted = self.insert_batch(batch, now_ms)?;
+        let facts = Facts {
+            no: accepted.batch,
+            batch_id: accepted.batch_id.clone(),
+            total: accepted.total,
+            metadata: batch.metadata.as_ref().map(|metadata| metadata.get().to_owned()),
+            webhook_url: batch.webhook_url.clone(),
+        };
+        self.insert_products(&facts, batch, now_ms)?;
+        self.settle(accepted.batch, now_ms)?;
+        Ok(AcceptAnswer::Accepted(accepted))
+    }
+
+    fn claim(&mut self, batch: BatchNo, claim: Claim, limit: u32) -> Result<Vec<Claimed>, StoreError> {
+        let claimed = self.all(
+            "SELECT idx, ean, replacement, deaths FROM product
+             WHERE batch = ?1 AND idx >= (SELECT cursor FROM progress WHERE batch = ?1)
+                 AND state = 0 AND dup_of IS NULL
+             ORDER BY idx LIMIT ?2",
+            params![batch.0, limit],
+            |row| {
+                Ok(Claimed {
+                    index: row.get(0)?,
+                    ean: row.get(1)?,
+                    replacement: row.get(2)?,
+                    deaths: row.get(3)?,
+                })
+            },
+        )?;
+        let Some(last) = claimed.last() else { return Ok(claimed) };
+        for product in &claimed {
+            self.run(
+                "UPDATE product SET state = 1, claim_epoch = ?3, claim_inc = ?4, started = 0
+                 WHERE batch = ?1 AND idx = ?2",
+                params![batch.0, product.index, claim.epoch, claim.incarnation],
+            )?;
+        }
+        self.run("UPDATE progress SET cursor = ?2 WHERE batch = ?1", params![batch.0, last.index + 1])?;
+        self.count(batch, &Delta::put_back(-(claimed.len() as i64)))?;
+        Ok(claimed)
+    }
+
+    fn start(&mut self, key: ProductKey, claim: Claim) -> Result<bool, StoreError> {
+        let changed = self.run(
+            "UPDATE product SET started = 1
+             WHERE batch = ?1 AND idx = ?2 AND state = 1 AND claim_epoch = ?3 AND claim_inc = ?4",
+            params![key.batch.0, key.index, claim.epoch, claim.incarnation],
+        )?;
+        Ok(changed == 1)
+    }
+
+    fn rest(&mut self, key: ProductKey, claim: Claim) -> Result<(), StoreError> {
+        self.run(
+            "UPDATE product SET started = 0
+             WHERE batch = ?1 AND idx = ?2 AND state = 1 AND claim_epoch = ?3 AND claim_inc = ?4",
+            params![key.batch.0, key.index, claim.epoch, claim.incarnation],
+        )?;
+        Ok(())
+    }
+
+    fn put_back(&mut self, key: ProductKey, claim: Claim) -> Result<(), StoreError> {
+        let changed = self.run(
+            "UPDATE product SET state = 0, claim_epoch = NULL, claim_inc = NULL, started = 0
+             WHERE batch = ?1 AND idx = ?2 AND state = 1 AND claim_epoch = ?3 AND claim_inc = ?4",
+            params![key.batch.0, key.index, claim.epoch, claim.incarnation],
+        )?;
+        if changed == 1 {
+            self.count(key.batch, &Delta::put_back(1))?;
+            self.lower_cursor(key)?;
+        }
+        Ok(())
+    }
+
+    fn release_older(&mut self, batch: BatchNo, claim: Claim) -> Result<u32, StoreError> {
+        let older = self.all(
+            "SELECT idx FROM product WHERE batch = ?1 AND state = 1 AND (claim_epoch, claim_inc) < (?2, ?3)",
+            params![batch.0, claim.epoch, claim.incarnation],
+            |row| row.get::<_, u32>(0),
+        )?;
+        for index in &older {
+            self.run(
+                "UPDATE product SET state = 0, claim_epoch = NULL, claim_inc = NULL, started = 0
+                 WHERE batch = ?1 AND idx = ?2",
+                params![batch.0, index],
+            )?;
+        }
+        if let Some(&index) = older.iter().min() {
+            self.count(batch, &Delta::put_back(older.len() as i64))?;
+            self.lower_cursor(ProductKey { batch, index })?;
+        }
+        Ok(older.len() as u32)
+    }
+
+    fn end(
+        &mut self,
+        key: ProductKey,
+        claim: Claim,
+        outcome: &Outcome,
+        now_ms: i64,
+    ) -> Result<Ended, StoreError> {
+        match self.holder(key, claim)? {
+            (ENDED, _) => Ok(Ended::Already),
+            (CLAIMED, true) => {
+                let (_, batch_over) = self.finish(key, outcome, now_ms)?;
+                Ok(Ended::Now { batch_over })
+            }
+            _ => Ok(Ended::ClaimLost),
+        }
+    }
+
+    fn end_set_aside(
+        &mut self,
+        batch: BatchNo,
+        outcome: &Outcome,
+        limit: u32,
+        now_ms: i64,
+    ) -> Result<u32, StoreError> {
+        // The claimed ones have an index of their own, the queued ones begin at the cursor: no ended row is read again.
+        let claimed = "SELECT idx FROM product WHERE batch = ?1 AND state = 1 ORDER BY idx LIMIT ?2";
+        let queued = "SELECT idx FROM product
+             WHERE batch = ?1 AND idx >= (SELECT cursor FROM progress WHERE batch = ?1)
+                 AND state = 0 AND dup_of IS NULL
+             ORDER BY idx LIMIT ?2";
+        let mut ended = 0;
+        for (state, open) in [(CLAIMED, claimed), (QUEUED, queued)] {
+            let left = limit.saturating_sub(ended);
+            let indices = self.all(open, params![batch.0, left], |row| row.get::<_, u32>(0))?;
+            if let (QUEUED, Some(last)) = (state, indices.last()) {
+                self.run("UPDATE progress SET cursor = ?2 WHERE batch = ?1", params![batch.0, last + 1])?;
+            }
+            for index in indices {
+                let (with_duplicates, _) = self.finish(ProductKey { batch, index }, outcome, now_ms)?;
+                ended += with_duplicates;
+            }
+        }
+        Ok(ended)
+    }
+
+    fn record_attempt(&mut self, attempt: &AttemptRecord) -> Result<Recorded, StoreError> {
+        self.record(attempt)
+    }
+
+    fn record_lane_panic(&mut self, no: DeliveryNo) -> Result<u32, StoreError> {
+        let panics = self.one(
+            "UPDATE delivery SET panics = panics + 1 WHERE no = ?1 RETURNING panics",
+            [no.0],
+            |row| row.get(0),
+        )?;
+        panics.ok_or_else(|| StoreError::Other(format!("there is no {no:?}")))
+    }
+
+    fn readmit_withheld(&mut self, lane: LaneNo, now_ms: i64) -> Result<u32, StoreError> {
+        self.readmit(lane, now_ms)
+    }
+
+    fn shift_due(&mut self, by_ms: i64) -> Result<(), StoreError> {
+        self.run("UPDATE delivery SET due_at = due_at + ?1 WHERE state = 0", [by_ms])?;
+        Ok(())
+    }
+
+    fn release_summaries(&mut self, now_ms: i64, wait: Duration) -> Result<u32, StoreError> {
+        self.release_ripe(now_ms, wait)
+    }
+
+    fn touch(&mut self) -> Result<(), StoreError> {
+        self.run("UPDATE run SET touched = touched + 1", [])?;
+        Ok(())
+    }
+
+    fn mark_stopping(&mut self) -> Result<(), StoreError> {
+        self.run("UPDATE run SET stopping = 1", [])?;
+        Ok(())
+    }
+}

@@ -1,0 +1,425 @@
+//! Page → fields and barcodes, and whether the page is the product asked for.
+//!
+//! A field with no value is left out; a page is never refused for what it lacks. Every text is cut at
+//! [`VALUE_BYTES_MAX`] and all of them together at [`EXTRACTED_BYTES_MAX`]: they go into one webhook.
+
+use scraper::{ElementRef, Selector};
+use serde_json::{Map, Value};
+
+use super::clean::{self, WrittenFor};
+use super::document::{Breaks, Clock, Document, NodeOf, decode, is_whole};
+use super::structured::{self, GTINS};
+use super::syntax::{JsonPath, SourceKind, normal};
+use super::{Field, Limits, Recipe, RecipeError, Rule, Source};
+use crate::model::Gtin;
+use crate::model::page::{End, Page};
+
+/// A description of 64 KiB is a page that went wrong.
+pub const VALUE_BYTES_MAX: usize = 64 << 10;
+
+/// All fields of one page.
+pub const EXTRACTED_BYTES_MAX: usize = 512 << 10;
+
+/// Matches of one source, and items of one list.
+const MATCHES_MAX: usize = 200;
+
+/// JSON-LD blocks of one page.
+const BLOCKS_MAX: usize = 50;
+
+/// A longer text is no heading.
+const HEADING_BYTES_MAX: usize = 400;
+
+/// The field that holds the page's own barcode.
+pub const EAN_FIELD: &str = "ean_verif";
+
+/// What a page says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Extracted {
+    /// In the order of the recipe.
+    pub fields: Map<String, Value>,
+    /// The barcode in [`EAN_FIELD`], if it is one.
+    pub own_gtin: Option<Gtin>,
+    /// Those of the structured data.
+    pub gtins: Vec<Gtin>,
+}
+
+/// What a page is to a barcode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Match {
+    /// It names the barcode.
+    Verified,
+    /// It names none, and at this shop that counts.
+    Unverified,
+    /// It names another.
+    Other(Gtin),
+    /// It names none.
+    NoGtin,
+}
+
+/// Compares what was asked with what the page says: the recipe's own field decides, else any structured barcode.
+pub fn check(asked: &Gtin, extracted: &Extracted, unverified: bool) -> Match {
+    match (&extracted.own_gtin, extracted.gtins.first()) {
+        (Some(own), _) if own == asked => Match::Verified,
+        (Some(own), _) => Match::Other(own.clone()),
+        (None, Some(_)) if extracted.gtins.contains(asked) => Match::Verified,
+        (None, Some(first)) => Match::Other(first.clone()),
+        (None, None) if unverified => Match::Unverified,
+        (None, None) => Match::NoGtin,
+    }
+}
+
+/// Reads a product page. Blocking, at most about `limits.time_max`.
+pub fn extract(recipe: &Recipe, page: &Page, limits: &Limits) -> Result<Extracted, RecipeError> {
+    let clock = Clock::start(limits);
+    let text = decode(&page.bytes, page.content_type.as_deref());
+    if page.end == End::Closed && !is_whole(&text) {
+        return Err(RecipeError::Truncated("no </html>"));
+    }
+    let document = Document::parse(&text, &clock)?;
+    let blocks = json_ld_blocks(&document)?;
+    let reader =
+        Reader { document: &document, text: &text, product: structured::product(&blocks), blocks: &blocks };
+    let mut room = EXTRACTED_BYTES_MAX;
+    let fields = reader.fields(&recipe.fields, Scope::Page, &mut room)?;
+    let own_gtin = fields.get(EAN_FIELD).and_then(Value::as_str).and_then(structured::gtin_in);
+    let gtins = reader.gtins()?;
+    Ok(Extracted { fields, own_gtin, gtins })
+}
+
+fn json_ld_blocks(document: &Document<'_>) -> Result<Vec<Value>, RecipeError> {
+    let is_json_ld = |element: ElementRef<'_>| {
+        element.value().name() == "script"
+            && element
+                .attr("type")
+                .is_some_and(|kind| kind.trim().to_ascii_lowercase().starts_with("application/ld+json"))
+    };
+    let mut blocks = Vec::new();
+    for script in document.find(document.root(), BLOCKS_MAX, is_json_ld)? {
+        let text: String = script.text().collect();
+        blocks.extend(structured::parse_block(&text));
+        document.clock.check()?;
+    }
+    Ok(blocks)
+}
+
+/// What a source looks at.
+#[derive(Clone, Copy)]
+enum Scope<'d> {
+    Page,
+    Element(ElementRef<'d>),
+    Object(&'d Value),
+}
+
+struct Reader<'d> {
+    document: &'d Document<'d>,
+    text: &'d str,
+    product: Option<&'d Value>,
+    blocks: &'d [Value],
+}
+
+impl<'d> Reader<'d> {
+    fn fields(
+        &self,
+        fields: &[Field],
+        scope: Scope<'d>,
+        room: &mut usize,
+    ) -> Result<Map<String, Value>, RecipeError> {
+        let mut object = Map::new();
+        for field in fields {
+            let value = match &field.rule {
+                Rule::Value { from, clean } => self.value(from, clean, scope)?.map(Value::from),
+                Rule::List { list, each } => self.list(list, each, scope, room)?.map(Value::from),
+            };
+            let Some(value) = value else { continue };
+            if let Value::String(text) = &value {
+                match room.checked_sub(text.len()) {
+                    Some(left) => *room = left,
+                    None => continue,
+                }
+            }
+            object.insert(field.name.clone(), value);
+        }
+        Ok(object)
+    }
+
+    fn value(
+        &self,
+        from: &[Source],
+        cleanings: &[super::Cleaning],
+        scope: Scope<'d>,
+    ) -> Result<Option<String>, RecipeError> {
+        for source in from {
+            let mut raw = self.raw(&source.kind, scope)?;
+            for value in &mut raw {
+                value.truncate(value.floor_char_boundary(VALUE_BYTES_MAX));
+            }
+            let written_for = match source.kind {
+                SourceKind::JsonLd { .. } | SourceKind::Microdata(_) | SourceKind::Meta(_) => {
+                    WrittenFor::Machines
+                }
+                _ => WrittenFor::People,
+            };
+            let value = clean::apply(cleanings, raw, written_for);
+            self.document.clock.check()?;
+            if let Some(mut value) = value {
+                value.truncate(value.floor_char_boundary(VALUE_BYTES_MAX));
+                return Ok(Some(value));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The items of the first source that has any; those that say nothing are left out.
+    fn list(
+        &self,
+        list: &[Source],
+        each: &[Field],
+        scope: Scope<'d>,
+        room: &mut usize,
+    ) -> Result<Option<Vec<Value>>, RecipeError> {
+        for source in list {
+            let mut objects = Vec::new();
+            for item in self.items(&source.kind, scope)? {
+                let object = self.fields(each, item, room)?;
+                if !object.is_empty() {
+                    objects.push(Value::Object(object));
+                }
+            }
+            if !objects.is_empty() {
+                return Ok(Some(objects));
+            }
+        }
+        Ok(None)
+    }
+
+    fn items(&self, source: &SourceKind, scope: Scope<'d>) -> Result<Vec<Scope<'d>>, RecipeError> {
+        match source {
+            SourceKind::Css { css: Some(css), .. } => match self.node(scope) {
+                Some(node) => Ok(self
+                    .document
+                    .select(node, css, MATCHES_MAX)?
+                    .into_iter()
+                    .map(Scope::Element)
+                    .collect()),
+                None => Ok(Vec::new()),
+            },
+            SourceKind::JsonLd { kind, path } => {
+                let mut items = Vec::new();
+                for value in self.objects(kind.as_deref(), path.as_ref(), scope) {
+                    match value {
+                        Value::Array(list) => items.extend(list.iter().map(Scope::Object)),
+                        value => items.push(Scope::Object(value)),
+                    }
+                }
+                items.truncate(MATCHES_MAX);
+                Ok(items)
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    fn node(&self, scope: Scope<'d>) -> Option<NodeOf<'d>> {
+        match scope {
+            Scope::Page => Some(self.document.root()),
+            Scope::Element(element) => Some(*element),
+            Scope::Object(_) => None,
+        }
+    }
+
+    fn objects(&self, kind: Option<&str>, path: Option<&JsonPath>, scope: Scope<'d>) -> Vec<&'d Value> {
+        let roots = match (scope, kind) {
+            (Scope::Page, Some(kind)) => structured::of_type(self.blocks, kind),
+            (Scope::Page, None) => self.product.into_iter().collect(),
+            (Scope::Object(object), _) => vec![object],
+            (Scope::Element(_), _) => Vec::new(),
+        };
+        match path {
+            Some(path) => roots.into_iter().flat_map(|root| structured::at(root, path)).collect(),
+            None => roots,
+        }
+    }
+
+    /// The values of a source before any cleaning.
+    fn raw(&self, source: &SourceKind, scope: Scope<'d>) -> Result<Vec<String>, RecipeError> {
+        if let SourceKind::JsonLd { kind, path } = source {
+            let mut found = Vec::new();
+            for value in self.objects(kind.as_deref(), path.as_ref(), scope) {
+                structured::texts(value, &mut found);
+            }
+            return Ok(found);
+        }
+        let Some(node) = self.node(scope) else { return Ok(Vec::new()) };
+        match source {
+            SourceKind::Css { css, attr } => {
+                let elements = match (css, scope) {
+                    (Some(css), _) => self.document.select(node, css, MATCHES_MAX)?,
+                    (None, Scope::Element(element)) => vec![element],
+                    (None, _) => Vec::new(),
+                };
+                self.each(elements, |element| match attr {
+                    Some(attr) => Ok(element.attr(attr).map(str::to_owned)),
+                    None => self.element_text(element).map(Some),
+                })
+            }
+            SourceKind::Microdata(names) => {
+                let elements = self.microdata(names, node)?;
+                self.each(elements, |element| self.property(element).map(Some))
+            }
+            SourceKind::Meta(name) => {
+                let is_named = |element: ElementRef<'d>| {
+                    let names = ["property", "name", "itemprop"].map(|attr| element.attr(attr));
+                    element.value().name() == "meta"
+                        && names
+                            .into_iter()
+                            .flatten()
+                            .any(|written| written.trim().eq_ignore_ascii_case(name))
+                };
+                let elements = self.document.find(node, MATCHES_MAX, is_named)?;
+                self.each(elements, |element| Ok(element.attr("content").map(str::to_owned)))
+            }
+            SourceKind::After { css, text, then } => {
+                let element = self.after(node, css, text, then)?;
+                self.each(element.into_iter().collect(), |element| self.element_text(element).map(Some))
+            }
+            SourceKind::Pattern(pattern) => {
+                let item;
+                let text = match scope {
+                    Scope::Element(element) => {
+                        let text = self.document.text(element, Breaks::All, VALUE_BYTES_MAX)?;
+                        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+                        item = lines.collect::<Vec<_>>().join("\n");
+                        item.as_str()
+                    }
+                    _ => self.text,
+                };
+                Ok(pattern.find(text).map(str::to_owned).into_iter().collect())
+            }
+            SourceKind::Count(css) => match self.document.select(node, css, MATCHES_MAX)?.len() {
+                0 => Ok(Vec::new()),
+                count => Ok(vec![count.to_string()]),
+            },
+            SourceKind::JsonLd { .. } => Ok(Vec::new()),
+        }
+    }
+
+    /// The texts of `elements`, all together at most [`EXTRACTED_BYTES_MAX`]: nested matches repeat each other.
+    fn each(
+        &self,
+        elements: Vec<ElementRef<'d>>,
+        read: impl Fn(ElementRef<'d>) -> Result<Option<String>, RecipeError>,
+    ) -> Result<Vec<String>, RecipeError> {
+        let mut found = Vec::with_capacity(elements.len());
+        let mut bytes = 0;
+        for element in elements {
+            if let Some(text) = read(element)? {
+                bytes += text.len();
+                found.push(text);
+            }
+            if bytes > EXTRACTED_BYTES_MAX {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    fn element_text(&self, element: ElementRef<'d>) -> Result<String, RecipeError> {
+        match element.value().name() {
+            "meta" => Ok(element.attr("content").unwrap_or_default().to_owned()),
+            "input" => Ok(element.attr("value").unwrap_or_default().to_owned()),
+            _ => self.document.text(element, Breaks::Blocks, VALUE_BYTES_MAX),
+        }
+    }
+
+    /// The elements with `itemprop`, one name below the other; in the page's product if it has one.
+    fn microdata(&self, names: &[String], node: NodeOf<'d>) -> Result<Vec<ElementRef<'d>>, RecipeError> {
+        let is_product = |element: ElementRef<'_>| {
+            element.attr("itemtype").is_some_and(|kind| kind.contains("schema.org/Product"))
+        };
+        let product = self.document.find(node, 1, is_product)?.first().map(|product| **product);
+        let mut scopes = vec![product.unwrap_or(node)];
+        for name in names {
+            let mut next = Vec::new();
+            for scope in scopes {
+                next.extend(self.document.find(scope, MATCHES_MAX, |element| {
+                    let written = element.attr("itemprop").unwrap_or_default();
+                    written.split_ascii_whitespace().any(|written| written == name)
+                })?);
+                if next.len() >= MATCHES_MAX {
+                    break;
+                }
+            }
+            scopes = next.iter().map(|element| **element).collect();
+        }
+        Ok(scopes.into_iter().filter_map(ElementRef::wrap).collect())
+    }
+
+    /// The value of a microdata property.
+    fn property(&self, element: ElementRef<'d>) -> Result<String, RecipeError> {
+        let attr = match element.value().name() {
+            "data" | "meter" => Some("value"),
+            "time" => Some("datetime"),
+            "img" | "audio" | "video" | "source" | "embed" | "iframe" => Some("src"),
+            "link" => Some("href"),
+            // The standard takes the address of a link; shops mean its text, but for the properties that are one.
+            "a" if matches!(element.attr("itemprop"), Some("url" | "sameAs" | "image" | "item")) => {
+                Some("href")
+            }
+            _ => None,
+        };
+        let value = element.attr("content").or_else(|| element.attr(attr?));
+        match value {
+            Some(value) => Ok(value.to_owned()),
+            None => self.element_text(element),
+        }
+    }
+
+    /// The first `then` after the innermost element that matches `css` and says `wanted`.
+    fn after(
+        &self,
+        node: NodeOf<'d>,
+        css: &Selector,
+        wanted: &str,
+        then: &Selector,
+    ) -> Result<Option<ElementRef<'d>>, RecipeError> {
+        let mut heading: Option<ElementRef<'d>> = None;
+        let mut target: Option<ElementRef<'d>> = None;
+        for node in node.descendants().skip(1) {
+            self.document.clock.step()?;
+            let Some(element) = ElementRef::wrap(node) else { continue };
+            let is_inside = |outer: ElementRef<'d>| element.ancestors().any(|above| above.id() == outer.id());
+            // Once there is a target outside of the heading's own element, no other heading counts.
+            let may_head = heading.is_none_or(is_inside);
+            if may_head && css.matches(&element) {
+                let text = self.document.text(element, Breaks::Blocks, HEADING_BYTES_MAX)?;
+                if text.len() < HEADING_BYTES_MAX && normal(&text).contains(wanted) {
+                    heading = Some(element);
+                    target = None;
+                    continue;
+                }
+            }
+            if heading.is_some() && target.is_none() && then.matches(&element) {
+                target = Some(element);
+            }
+            if target.is_some() && !may_head {
+                break;
+            }
+        }
+        Ok(target)
+    }
+
+    /// The barcodes in JSON-LD, then in microdata.
+    fn gtins(&self) -> Result<Vec<Gtin>, RecipeError> {
+        let mut found = Vec::new();
+        if let Some(product) = self.product {
+            structured::gtins(product, &mut found);
+        }
+        for key in GTINS {
+            for element in self.microdata(&[key.to_owned()], self.document.root())? {
+                found.extend(structured::gtin_in(&self.property(element)?));
+            }
+        }
+        let mut seen = std::collections::HashSet::new();
+        found.retain(|gtin| seen.insert(gtin.to_gtin14()));
+        Ok(found)
+    }
+}

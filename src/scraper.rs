@@ -1,0 +1,130 @@
+//! Scrapers: one circuit each, one visit at a time.
+//!
+//! ```text
+//! coordinator ──ask──▶ pool (the queue) ──▶ scraper ──▶ circuit ──▶ shop
+//!      ▲                                      │
+//!      └──────────────── ticket ──────────────┘
+//! ```
+//!
+//! A visit carries a [`Ticket`]: whoever holds the visit answers through it, and a ticket that is dropped unanswered (a
+//! scraper panicked, the pool was restarted) says so by itself. So no visit can be lost in silence, and nobody waits.
+
+pub mod actor;
+pub mod circuit;
+pub mod decode;
+pub mod fetch;
+pub mod pace;
+pub mod pool;
+pub mod probe;
+pub mod queue;
+pub mod tls;
+pub mod tor;
+pub mod visit;
+
+#[cfg(test)]
+mod stand_in;
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use tokio::time::Instant;
+
+use crate::batch::machine::VisitEnd;
+use crate::ledger::store::Claim;
+use crate::model::{BatchId, Gtin, ProductKey, SiteName};
+
+pub use pool::ScrapersHandle;
+
+/// The name under which the catalogue stands in the queue and the log; no shop can have it.
+pub const CATALOGUE: &str = "catalogue:";
+
+/// One product on one shop, or the question to the catalogue.
+#[derive(Debug)]
+pub struct Visit {
+    pub key: ProductKey,
+    pub batch_id: BatchId,
+    /// The primary as it was sent, for the log.
+    pub ean: Box<str>,
+    /// The barcode to look for.
+    pub gtin: Gtin,
+    pub site: SiteName,
+    pub attempt: u32,
+    pub claim: Claim,
+    /// Charged by two deaths of the process: runs alone.
+    pub suspect: bool,
+    /// Whether the ledger knows that a visit of this product started; shared by the product's visits.
+    pub started: Arc<AtomicBool>,
+    pub ticket: Ticket,
+}
+
+/// What a coordinator hears of a visit.
+#[derive(Debug)]
+pub struct Answer {
+    pub end: VisitEnd,
+    /// When it first dialled, if it did.
+    pub dialled_at: Option<Instant>,
+}
+
+/// The way back to the coordinator. Answers exactly once, also when it is dropped.
+pub struct Ticket {
+    send: Option<Box<dyn FnOnce(Answer) + Send>>,
+    coordinator: Weak<()>,
+    dialled_at: Option<Instant>,
+}
+
+impl Ticket {
+    /// `coordinator` is alive as long as somebody wants the answer.
+    pub fn new(coordinator: &Arc<()>, send: impl FnOnce(Answer) + Send + 'static) -> Self {
+        Self { send: Some(Box::new(send)), coordinator: Arc::downgrade(coordinator), dialled_at: None }
+    }
+
+    /// Whether the coordinator that asked is still there.
+    pub fn is_wanted(&self) -> bool {
+        self.coordinator.strong_count() > 0
+    }
+
+    /// The first dial: from now on a lost visit is charged.
+    pub fn dialled(&mut self, now: Instant) {
+        self.dialled_at.get_or_insert(now);
+    }
+
+    pub fn answer(mut self, end: VisitEnd) {
+        self.send_once(end);
+    }
+
+    /// Gives the visit back to its asker without an answer, which is only right where the asker itself drops it.
+    pub fn defuse(mut self) {
+        self.send = None;
+    }
+
+    fn send_once(&mut self, end: VisitEnd) {
+        if let Some(send) = self.send.take() {
+            send(Answer { end, dialled_at: self.dialled_at });
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let dialled = self.dialled_at.is_some();
+        self.send_once(VisitEnd::Lost { dialled });
+    }
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket").field("dialled_at", &self.dialled_at).finish_non_exhaustive()
+    }
+}
+
+impl Visit {
+    pub fn label(&self) -> queue::Label {
+        queue::Label { site: self.site.clone(), key: self.key, suspect: self.suspect }
+    }
+
+    /// Whether the ledger has yet to hear that this product is being visited. A suspect says so for each visit.
+    pub fn must_announce(&self) -> bool {
+        self.suspect || !self.started.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,157 @@
+//! One scraper: one circuit, one visit at a time. A crash costs one attempt of one visit.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+
+use super::circuit::{self, Circuit, WearLimits, Worn};
+use super::fetch::FetchLimits;
+use super::pace::Pace;
+use super::queue::{Label, ShopLimits};
+use super::tor::TorGate;
+use super::{Visit, pool, visit};
+use crate::config;
+use crate::failpoint::{self, Point};
+use crate::ledger::LedgerHandle;
+use crate::model::{Gtin, SiteName};
+use crate::recipe::{Limits, Recipe};
+use crate::telemetry::Event;
+
+/// What all scrapers share.
+pub struct Gear {
+    pub scrapers: usize,
+    pub ledger: LedgerHandle,
+    pub tor: TorGate,
+    pub probe_timeout: Duration,
+    pub shops: BTreeMap<SiteName, Shop>,
+    pub catalogue: Option<CatalogueGear>,
+    pub circuits: circuit::Settings,
+    /// The epoch of the process: part of every SOCKS password.
+    pub epoch: u64,
+    pub wear: WearLimits,
+    pub fetch: FetchLimits,
+    pub visit_deadline: Duration,
+    pub extract: Limits,
+    /// As many pages are parsed at once as there are cores.
+    pub cores: Arc<Semaphore>,
+}
+
+/// A shop in use, and how it may be visited.
+#[derive(Debug)]
+pub struct Shop {
+    pub recipe: Arc<Recipe>,
+    pub interval: Duration,
+    pub concurrency: u32,
+    /// Where its redirects may go.
+    pub hosts: Vec<String>,
+}
+
+impl Shop {
+    pub fn new(recipe: Arc<Recipe>) -> Self {
+        let more = recipe.hosts.iter().map(ToString::to_string);
+        let searched = recipe.search_request(&Gtin::any()).url;
+        let hosts = [&recipe.base, &searched].map(visit::authority).into_iter().chain(more).collect();
+        Self { interval: recipe.rate.interval(), concurrency: recipe.concurrency as u32, hosts, recipe }
+    }
+}
+
+/// The owner's catalogue, and how it may be asked.
+#[derive(Debug)]
+pub struct CatalogueGear {
+    pub catalogue: config::Catalogue,
+    /// Without the word "Bearer".
+    pub token: Option<String>,
+    pub limits: ShopLimits,
+}
+
+impl Gear {
+    pub fn shop_names(&self) -> impl Iterator<Item = SiteName> + '_ {
+        self.shops.keys().cloned().chain(self.catalogue.iter().map(|_| super::CATALOGUE.into()))
+    }
+}
+
+impl fmt::Debug for Gear {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gear").field("scrapers", &self.scrapers).finish_non_exhaustive()
+    }
+}
+
+pub(super) struct Arguments {
+    pub worker: usize,
+    pub incarnation: u64,
+    pub gear: Arc<Gear>,
+    pub pool: ActorRef<pool::Msg>,
+    pub drain: watch::Receiver<Option<Instant>>,
+    pub paces: BTreeMap<SiteName, Pace>,
+}
+
+pub(super) enum Msg {
+    /// Tell: do this visit, answer its ticket, and tell the pool that it is over.
+    Visit(Box<Visit>),
+}
+
+impl fmt::Debug for Msg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Visit")
+    }
+}
+
+pub(super) struct ScraperActor;
+
+pub(super) struct State {
+    arguments: Arguments,
+    circuit: Circuit,
+}
+
+/// Circuits built by this process: no two of them share a password, whoever was restarted meanwhile.
+static LIVES: AtomicU64 = AtomicU64::new(0);
+
+impl Actor for ScraperActor {
+    type Msg = Msg;
+    type State = State;
+    type Arguments = Arguments;
+
+    async fn pre_start(&self, _: ActorRef<Msg>, arguments: Arguments) -> Result<State, ActorProcessingErr> {
+        let life = LIVES.fetch_add(1, Ordering::Relaxed);
+        let salt = (arguments.gear.epoch << 32) | life;
+        let circuit = Circuit::new(arguments.worker as u32, salt, 1, arguments.gear.circuits.clone());
+        Ok(State { arguments, circuit })
+    }
+
+    async fn handle(&self, _: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+        let Msg::Visit(visit) = msg;
+        failpoint::hit(Point::ScraperVisit);
+        let label = visit.label();
+        state.retire_if_worn();
+        let Arguments { gear, drain, paces, .. } = &mut state.arguments;
+        let mut call = visit::Call { gear, circuit: &mut state.circuit, paces, drain };
+        call.run(*visit).await;
+        state.tell_over(label);
+        Ok(())
+    }
+}
+
+impl State {
+    fn retire_if_worn(&mut self) {
+        if let Some(worn) = self.circuit.worn(&self.arguments.gear.wear, Instant::now()) {
+            let reason = match worn {
+                Worn::Age => "age",
+                Worn::Uses => "uses",
+            };
+            Event::CircuitRetired { circuit: &self.circuit.id().to_string(), reason }.emit();
+            self.circuit.rotate();
+        }
+    }
+
+    fn tell_over(&self, label: Label) {
+        let Arguments { worker, incarnation, pool, .. } = &self.arguments;
+        // A pool that is gone takes this scraper with it.
+        let _ = pool.cast(pool::Msg::Over { worker: *worker, incarnation: *incarnation, label });
+    }
+}

@@ -1,0 +1,156 @@
+use super::{Circuit, CircuitId, Origin, Settings, WearLimits, Worn};
+use crate::model::page::{Method, Request, Via};
+use crate::scraper::fetch::tests::{limits, soon};
+use crate::scraper::stand_in::{Manner, Shop, Socks, Visitor, certified};
+use crate::scraper::tls::Tls;
+use rustls::HandshakeKind;
+use std::time::Duration;
+use tokio::time::Instant;
+use url::Url;
+
+fn circuit(worker: u32, socks: &str, pem: Option<&str>) -> Circuit {
+    let tls = Tls::new(pem.map(str::as_bytes)).unwrap();
+    Circuit::new(worker, 41, 1, Settings { socks: socks.into(), tls })
+}
+
+/// Answers once and says goodbye, so that each fetch needs a connection of its own.
+async fn answer_once(mut visitor: Visitor) -> Option<()> {
+    visitor.request().await?;
+    visitor.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok").await?;
+    visitor.close().await;
+    Some(())
+}
+
+#[test]
+fn an_id_reads_as_worker_and_generation() {
+    assert_eq!(CircuitId { worker: 3, generation: 17 }.to_string(), "w3.g17");
+}
+
+#[tokio::test]
+async fn two_circuits_share_no_credentials_connection_or_tls_session() {
+    let (pem, acceptor) = certified("www.shop.example");
+    let shop = Shop::start(Some(acceptor), answer_once).await;
+    let socks = Socks::start(Manner::Forwards { to: shop.address }).await;
+    let request = Request::get(Url::parse("https://www.shop.example/").unwrap());
+
+    // The same settings, as all circuits of a process have.
+    let settings = circuit(1, &socks.address, Some(&pem)).settings.clone();
+    let mut one = Circuit::new(1, 41, 1, settings.clone());
+    let mut two = Circuit::new(2, 41, 1, settings);
+    for circuit in [&mut one, &mut two] {
+        circuit.fetch(&request, Via::Tor, &limits(), &[], soon()).await.unwrap();
+    }
+    one.fetch(&request, Via::Tor, &limits(), &[], soon()).await.unwrap();
+    assert_eq!(one.rotate(), CircuitId { worker: 1, generation: 2 });
+    one.fetch(&request, Via::Tor, &limits(), &[], soon()).await.unwrap();
+
+    let full = Some(HandshakeKind::Full);
+    // Only the second visit of the same generation resumes: the store works, and is shared with nobody.
+    assert_eq!(shop.connections(), [full, full, Some(HandshakeKind::Resumed), full]);
+    let dials = socks.dials();
+    let users: Vec<_> = dials.iter().map(|dial| dial.user.as_str()).collect();
+    assert_eq!(users, ["glaneur-w1", "glaneur-w2", "glaneur-w1", "glaneur-w1"]);
+    assert!(dials[0].password.starts_with("41-1-") && dials[3].password.starts_with("41-2-"), "{dials:?}");
+    assert_eq!(dials[0].password, dials[2].password);
+    // The name goes to the exit as it is.
+    assert!(
+        dials.iter().all(|dial| (dial.host.as_str(), dial.port) == ("www.shop.example", 443)),
+        "{dials:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_kept_connection_carries_the_next_request_of_its_own_circuit_and_way_only() {
+    let shop = Shop::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let socks = Socks::start(Manner::Forwards { to: shop.address }).await;
+    let (mut one, mut two) = (circuit(1, &socks.address, None), circuit(2, &socks.address, None));
+    let request = Request::get(shop.url("/"));
+    for _ in 0..3 {
+        one.fetch(&request, Via::Tor, &limits(), &[], soon()).await.unwrap();
+    }
+    assert_eq!((shop.connections().len(), shop.requests().len()), (1, 3));
+    two.fetch(&request, Via::Tor, &limits(), &[], soon()).await.unwrap();
+    assert_eq!(shop.connections().len(), 2);
+    one.fetch(&request, Via::Direct, &limits(), &[], soon()).await.unwrap();
+    assert_eq!((shop.connections().len(), socks.dials().len()), (3, 2));
+    assert_eq!((one.uses(), two.uses()), (3, 1), "direct requests wear no circuit");
+}
+
+#[tokio::test]
+async fn rotation_closes_every_connection_at_once() {
+    let shop = Shop::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let socks = Socks::start(Manner::Forwards { to: shop.address }).await;
+    let mut circuit = circuit(1, &socks.address, None);
+    circuit.fetch(&Request::get(shop.url("/")), Via::Tor, &limits(), &[], soon()).await.unwrap();
+    circuit.rotate();
+    shop.ended(1).await;
+    assert_eq!(circuit.uses(), 0);
+}
+
+#[tokio::test]
+async fn a_connection_closed_while_idle_costs_not_even_a_post() {
+    let shop = Shop::start(None, |mut visitor| async move {
+        visitor.request().await?;
+        // Without a word about closing, as a server whose idle limit is over.
+        visitor.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+        visitor.close().await;
+        Some(())
+    })
+    .await;
+    let mut circuit = circuit(1, &Socks::nobody().await, None);
+    let mut request = Request::get(shop.url("/"));
+    circuit.fetch(&request, Via::Direct, &limits(), &[], soon()).await.unwrap();
+    while circuit.kept.values().any(|kept| !kept.sender.is_closed()) {
+        tokio::task::yield_now().await;
+    }
+    request.method = Method::Post;
+    circuit.fetch(&request, Via::Direct, &limits(), &[], soon()).await.unwrap();
+    assert_eq!((shop.connections().len(), shop.requests().len()), (2, 2));
+}
+
+#[tokio::test]
+async fn idle_connections_are_few_and_not_old() {
+    let shop = Shop::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let socks = Socks::start(Manner::Forwards { to: shop.address }).await;
+    let mut circuit = circuit(1, &socks.address, None);
+    for number in 0..20 {
+        let url = Url::parse(&format!("http://shop{number}.example/")).unwrap();
+        circuit.fetch(&Request::get(url), Via::Tor, &limits(), &[], soon()).await.unwrap();
+    }
+    assert_eq!(circuit.kept.len(), super::KEPT_MAX);
+    let first = Origin::of(&Url::parse("http://shop0.example/").unwrap(), Via::Tor).unwrap();
+    assert!(!circuit.kept.contains_key(&first), "the one idle for longest goes first");
+
+    let last = Origin::of(&Url::parse("http://shop19.example/").unwrap(), Via::Tor).unwrap();
+    let old = Instant::now().checked_sub(super::KEPT_FOR).unwrap();
+    circuit.kept.get_mut(&last).unwrap().idle_since = old;
+    assert!(circuit.take_kept(&last).await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_generation_wears_by_age_from_its_first_use_and_by_uses() {
+    let mut circuit = circuit(1, "127.0.0.1:9050", None);
+    let limits = WearLimits { age_max: Duration::from_secs(400), uses_max: 2 };
+    tokio::time::advance(Duration::from_secs(1000)).await;
+    assert_eq!(circuit.worn(&limits, Instant::now()), None, "not used, so not worn");
+    circuit.note_use(Via::Direct);
+    circuit.note_use(Via::Tor);
+    let first = Instant::now();
+    assert_eq!(circuit.worn(&limits, first + Duration::from_secs(399)), None);
+    assert_eq!(circuit.worn(&limits, first + Duration::from_secs(400)), Some(Worn::Age));
+    circuit.note_use(Via::Tor);
+    assert_eq!(circuit.worn(&limits, first), Some(Worn::Uses));
+    circuit.rotate();
+    assert_eq!(circuit.worn(&limits, first + Duration::from_secs(400)), None);
+}
+
+#[test]
+fn what_cannot_be_dialled_is_refused_before_any_dial() {
+    let of = |url: &str, via| Origin::of(&Url::parse(url).unwrap(), via);
+    assert!(of("ftp://shop.example/", Via::Tor).is_err());
+    assert!(
+        of("http://shop.onion/", Via::Direct).is_err() && of("http://Shop.ONION./", Via::Direct).is_err()
+    );
+    assert!(of("http://shop.onion/", Via::Tor).is_ok());
+    assert_eq!(of("http://[::1]:81/", Via::Direct).unwrap().host, "::1");
+}

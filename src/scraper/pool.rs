@@ -1,0 +1,349 @@
+//! The scrapers' supervisor: owns the visit queue and hands a visit to a free scraper.
+//!
+//! Its mailbox is bounded by its askers: a coordinator asks for at most its window of products. A scraper is told of one
+//! visit at a time and says when it is over, so no scraper has a queue of its own.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort, SpawnErr, SupervisionEvent};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::actor::{self, Gear, ScraperActor};
+use super::queue::{Label, Next, Open, Queue, ShopLimits};
+use super::{CATALOGUE, Visit};
+use crate::failpoint::{self, Point};
+use crate::ledger::actor::Health;
+use crate::supervisor::address::{self, Address, Publisher};
+use crate::supervisor::policy::{Decision, History, Intensity};
+use crate::telemetry::Event;
+
+/// Circuits die all the time and take their scraper's visit with them, not the daemon; a storm of failures ends.
+const SCRAPER_RESTARTS: Intensity = Intensity {
+    at_most: 60,
+    within: Duration::from_secs(60),
+    backoff_min: Duration::from_millis(20),
+    backoff_max: Duration::from_secs(1),
+};
+
+/// The only way to ask for a visit. Cheap to clone; outlives restarts of the pool.
+#[derive(Clone, Debug)]
+pub struct ScrapersHandle {
+    address: Address<Msg>,
+}
+
+impl ScrapersHandle {
+    /// Queues a visit. It comes back if the pool is between two incarnations; ask again a little later.
+    pub fn ask(&self, visit: Visit) -> Result<(), Box<Visit>> {
+        self.address.cast(Msg::Ask(Box::new(visit))).map_err(|message| match message {
+            Msg::Ask(visit) => visit,
+            Msg::Over { .. } | Msg::Revive { .. } | Msg::Look | Msg::Drain { .. } => {
+                unreachable!("the message that was sent comes back")
+            }
+        })
+    }
+
+    /// No new visit starts; those in flight end, or are put back at `until`. Returns when no scraper is at work.
+    pub async fn drain(&self, until: Instant) {
+        if let Some(pool) = self.address.current() {
+            // A pool that dies meanwhile has no visit in flight either.
+            let _ = pool.call(|reply| Msg::Drain { until, reply }, None).await;
+        }
+    }
+}
+
+/// What the root keeps: starts the pool, again if need be.
+#[derive(Debug)]
+pub struct Pool {
+    publisher: Publisher<Msg>,
+}
+
+/// Makes the handle and what starts the actor behind it.
+pub fn handle() -> (ScrapersHandle, Pool) {
+    let (publisher, address) = address::channel();
+    (ScrapersHandle { address }, Pool { publisher })
+}
+
+impl Pool {
+    pub async fn start(&self, gear: Arc<Gear>, supervisor: ActorCell) -> Result<ActorCell, SpawnErr> {
+        self.publisher.withdraw();
+        let (actor, _) = Actor::spawn_linked(Some("scrapers".into()), PoolActor, gear, supervisor).await?;
+        let cell = actor.get_cell();
+        actor.cast(Msg::Look).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
+        self.publisher.publish(actor);
+        Ok(cell)
+    }
+
+    pub fn withdraw(&self) {
+        self.publisher.withdraw();
+    }
+}
+
+pub enum Msg {
+    /// Tell: queue this visit. It is answered through its ticket.
+    Ask(Box<Visit>),
+    /// Tell: a scraper is free again.
+    Over { worker: usize, incarnation: u64, label: Label },
+    /// Tell: start a failed scraper again. Sent by the pool to itself.
+    Revive { worker: usize },
+    /// Tell: something changed outside (Tor, the disk, a pace); see what may start.
+    Look,
+    /// Ask: answered when no visit is in flight.
+    Drain { until: Instant, reply: RpcReplyPort<()> },
+}
+
+impl fmt::Debug for Msg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ask(_) => "Ask",
+            Self::Over { .. } => "Over",
+            Self::Revive { .. } => "Revive",
+            Self::Look => "Look",
+            Self::Drain { .. } => "Drain",
+        })
+    }
+}
+
+struct PoolActor;
+
+struct State {
+    gear: Arc<Gear>,
+    queue: Queue<Box<Visit>>,
+    workers: Vec<Worker>,
+    history: History,
+    incarnations: u64,
+    drain: watch::Sender<Option<Instant>>,
+    drained: Option<RpcReplyPort<()>>,
+    /// The moment of the earliest `Look` that is already on its way.
+    next_look: Option<Instant>,
+    /// Watches Tor and the disk; ends with this incarnation.
+    _watchers: Vec<Watcher>,
+}
+
+#[derive(Debug, Default)]
+struct Worker {
+    actor: Option<ActorRef<actor::Msg>>,
+    incarnation: u64,
+    visit: Option<Label>,
+}
+
+/// A task that ends when its owner does.
+struct Watcher(JoinHandle<()>);
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Actor for PoolActor {
+    type Msg = Msg;
+    type State = State;
+    type Arguments = Arc<Gear>;
+
+    async fn pre_start(&self, me: ActorRef<Msg>, gear: Arc<Gear>) -> Result<State, ActorProcessingErr> {
+        let now = Instant::now();
+        let mut queue = Queue::new(gear.scrapers as u32);
+        for shop in gear.shops.values() {
+            let limits =
+                ShopLimits { interval: shop.interval, concurrency: shop.concurrency, via: shop.recipe.via };
+            queue.open_shop(shop.recipe.name.as_str().into(), limits, now);
+        }
+        if let Some(catalogue) = &gear.catalogue {
+            queue.open_shop(CATALOGUE.into(), catalogue.limits, now);
+        }
+        let watchers = vec![
+            Watcher(tokio::spawn(gear.tor.clone().keep_looking(gear.probe_timeout))),
+            Watcher(tokio::spawn(look_on_change(me.clone(), gear.tor.watch()))),
+            Watcher(tokio::spawn(look_on_change(me, gear.ledger.health()))),
+        ];
+        let workers = (0..gear.scrapers).map(|_| Worker::default()).collect();
+        Ok(State {
+            queue,
+            workers,
+            history: History::default(),
+            incarnations: 0,
+            drain: watch::channel(None).0,
+            drained: None,
+            next_look: None,
+            _watchers: watchers,
+            gear,
+        })
+    }
+
+    async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+        match msg {
+            Msg::Ask(visit) => {
+                failpoint::hit(Point::ScrapersAsk);
+                state.push(visit);
+            }
+            Msg::Over { worker, incarnation, label } => {
+                failpoint::hit(Point::ScrapersIdle);
+                state.visit_over(worker, incarnation, &label);
+            }
+            Msg::Revive { worker } => state.revive(worker, &me).await?,
+            Msg::Look => {
+                failpoint::hit(Point::ScrapersTick);
+                state.next_look = None;
+                state.start_missing(&me).await?;
+            }
+            Msg::Drain { until, reply } => {
+                state.drain.send_replace(Some(until));
+                state.queue.clear();
+                state.drained = Some(reply);
+            }
+        }
+        state.dispatch(&me);
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        me: ActorRef<Msg>,
+        event: SupervisionEvent,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        let (cell, detail) = match event {
+            SupervisionEvent::ActorFailed(cell, error) => (cell, error.to_string()),
+            SupervisionEvent::ActorTerminated(cell, _, reason) => (cell, reason.unwrap_or_default()),
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => return Ok(()),
+        };
+        let Some(worker) = state.worker_of(&cell) else { return Ok(()) };
+        state.worker_failed(worker);
+        match state.history.on_failure(SCRAPER_RESTARTS, Instant::now()) {
+            Decision::Restart { after } => {
+                let actor = format!("scraper {worker}");
+                Event::ActorRestarted { actor: &actor, failures: state.history.failures(), detail: &detail }
+                    .emit();
+                me.send_after(after, move || Msg::Revive { worker });
+            }
+            Decision::Escalate => return Err(format!("scrapers fail too often: {detail}").into()),
+        }
+        state.dispatch(&me);
+        Ok(())
+    }
+}
+
+impl State {
+    fn push(&mut self, visit: Box<Visit>) {
+        if self.drain.borrow().is_some() {
+            return; // Dropped: its ticket says that it never dialled.
+        }
+        let label = visit.label();
+        // A shop that is not in the configuration is never asked for (rule 13); dropping the visit says so again.
+        let _ = self.queue.push(label, visit);
+    }
+
+    fn visit_over(&mut self, worker: usize, incarnation: u64, label: &Label) {
+        let Some(slot) = self.workers.get_mut(worker) else { return };
+        if slot.incarnation == incarnation && slot.visit.take().is_some() {
+            self.queue.ended(label);
+        }
+    }
+
+    fn worker_of(&self, cell: &ActorCell) -> Option<usize> {
+        let is_it =
+            |worker: &Worker| worker.actor.as_ref().is_some_and(|actor| actor.get_id() == cell.get_id());
+        self.workers.iter().position(is_it)
+    }
+
+    fn worker_failed(&mut self, worker: usize) {
+        let slot = &mut self.workers[worker];
+        slot.actor = None;
+        if let Some(label) = slot.visit.take() {
+            self.queue.ended(&label);
+        }
+    }
+
+    async fn start_missing(&mut self, me: &ActorRef<Msg>) -> Result<(), ActorProcessingErr> {
+        for worker in 0..self.workers.len() {
+            if self.workers[worker].incarnation == 0 {
+                self.revive(worker, me).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn revive(&mut self, worker: usize, me: &ActorRef<Msg>) -> Result<(), ActorProcessingErr> {
+        if self.workers[worker].actor.is_some() || self.drain.borrow().is_some() {
+            return Ok(());
+        }
+        self.incarnations += 1;
+        let incarnation = self.incarnations;
+        let arguments = actor::Arguments {
+            worker,
+            incarnation,
+            gear: Arc::clone(&self.gear),
+            pool: me.clone(),
+            drain: self.drain.subscribe(),
+            paces: self
+                .gear
+                .shop_names()
+                .filter_map(|name| Some((name.clone(), self.queue.pace(&name)?)))
+                .collect(),
+        };
+        let (actor, _) = Actor::spawn_linked(None, ScraperActor, arguments, me.get_cell()).await?;
+        self.workers[worker] = Worker { actor: Some(actor), incarnation, visit: None };
+        Ok(())
+    }
+
+    /// Hands out visits until no scraper is free or none may start.
+    fn dispatch(&mut self, me: &ActorRef<Msg>) {
+        if self.drain.borrow().is_some() {
+            if self.queue.in_flight() == 0
+                && let Some(reply) = self.drained.take()
+            {
+                // The root waits for it; if it does not any more, nothing is lost.
+                let _ = reply.send(());
+            }
+            return;
+        }
+        let writable = *self.gear.ledger.health().borrow() == Health::Writing;
+        let open = Open { tor: writable && self.gear.tor.is_there(), direct: writable };
+        while let Some(free) = self.workers.iter().position(Worker::is_free) {
+            match self.queue.next(Instant::now(), open) {
+                Next::Start(label, visit) => self.hand_over(free, label, visit),
+                Next::Wait(until) => {
+                    self.look_at(until, me);
+                    break;
+                }
+            }
+        }
+    }
+
+    fn hand_over(&mut self, free: usize, label: Label, visit: Box<Visit>) {
+        if !visit.ticket.is_wanted() {
+            self.queue.ended(&label); // Its coordinator was restarted and asks again itself.
+            return;
+        }
+        let worker = &mut self.workers[free];
+        let sent = worker.actor.as_ref().is_some_and(|actor| actor.cast(actor::Msg::Visit(visit)).is_ok());
+        if sent {
+            worker.visit = Some(label);
+        } else {
+            worker.actor = None; // It just died; the event is on its way, and the dropped ticket has answered.
+            self.queue.ended(&label);
+        }
+    }
+
+    fn look_at(&mut self, until: Option<Instant>, me: &ActorRef<Msg>) {
+        let Some(until) = until else { return };
+        if self.next_look.is_none_or(|planned| until < planned) {
+            self.next_look = Some(until);
+            me.send_after(until.saturating_duration_since(Instant::now()), || Msg::Look);
+        }
+    }
+}
+
+impl Worker {
+    fn is_free(&self) -> bool {
+        self.actor.is_some() && self.visit.is_none()
+    }
+}
+
+async fn look_on_change<T>(pool: ActorRef<Msg>, mut changes: watch::Receiver<T>) {
+    while changes.changed().await.is_ok() && pool.cast(Msg::Look).is_ok() {}
+}

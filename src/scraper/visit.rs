@@ -1,0 +1,383 @@
+//! What a visit does: search, candidates, page, extraction, check of the GTIN; or the question to the catalogue.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use url::Url;
+
+use super::actor::{CatalogueGear, Gear, Shop};
+use super::circuit::Circuit;
+use super::fetch::{FetchError, Verdict};
+use super::pace::Pace;
+use super::tor::TorState;
+use super::{CATALOGUE, Ticket, Visit, probe};
+use crate::batch::machine::{Again, VisitEnd};
+use crate::failpoint::{self, Point};
+use crate::model::page::{Page, Request, Via};
+use crate::model::{Gtin, Reason, SiteName};
+use crate::recipe::extract::{self, Match};
+use crate::recipe::{Found, Recipe, RecipeError, search};
+use crate::telemetry::Event;
+
+/// A scraper's tools, for one visit.
+pub(super) struct Call<'a> {
+    pub gear: &'a Arc<Gear>,
+    pub circuit: &'a mut Circuit,
+    pub paces: &'a BTreeMap<SiteName, Pace>,
+    pub drain: &'a mut watch::Receiver<Option<Instant>>,
+}
+
+/// Why a visit came to no result.
+#[derive(Debug)]
+enum Stop {
+    /// The attempt is charged.
+    Failed { reason: Reason, again: Again },
+    /// Tor is not there: nothing is charged.
+    TorAway,
+}
+
+/// What one question needs: its way out, its pace, and the time it has left.
+struct Errand {
+    via: Via,
+    pace: Pace,
+    /// Runs from the first dial; waiting for a pace does not count.
+    deadline: Instant,
+    /// The queue took the first slot of the pace when it started the visit.
+    first: bool,
+}
+
+impl Call<'_> {
+    /// Does the visit and answers its ticket.
+    pub async fn run(&mut self, mut visit: Visit) {
+        if visit.must_announce() {
+            let (key, claim) = (visit.key, visit.claim);
+            match self.gear.ledger.write(move |store| store.start(key, claim)).await {
+                Ok(true) => visit.started.store(true, Ordering::Release),
+                Ok(false) => return visit.ticket.answer(VisitEnd::Void),
+                // Not known to be on disk: nothing may be dialled.
+                Err(_) => return visit.ticket.answer(VisitEnd::Lost { dialled: false }),
+            }
+        }
+        let started = Instant::now();
+        let circuit = self.circuit.id().to_string();
+        let facts = VisitFacts::of(&visit);
+        facts.tell_started(&circuit);
+        let end = self.visit_or_put_back(&mut visit, started).await;
+        failpoint::hit(Point::ScraperFetched);
+        facts.tell_ended(&circuit, &end, started.elapsed());
+        if visit.suspect {
+            let (key, claim) = (visit.key, visit.claim);
+            // Before the next suspect starts: at worst this one is charged with the other's death.
+            let _ = self.gear.ledger.write(move |store| store.rest(key, claim)).await;
+        }
+        visit.ticket.answer(end);
+    }
+
+    /// Ends at once, uncharged, when Tor is found away or the drain's time for visits is over.
+    async fn visit_or_put_back(&mut self, visit: &mut Visit, started: Instant) -> VisitEnd {
+        let mut tor = self.gear.tor.watch();
+        let mut drain = self.drain.clone();
+        let through_tor = self.via(&visit.site) == Via::Tor;
+        let work = self.visit(visit, started);
+        tokio::select! {
+            biased;
+            end = work => end,
+            () = async { let _ = tor.wait_for(|state| matches!(state, TorState::Away { .. })).await; }, if through_tor => {
+                VisitEnd::PutBack
+            }
+            () = over(&mut drain) => VisitEnd::PutBack,
+        }
+    }
+
+    fn via(&self, site: &str) -> Via {
+        match (self.gear.shops.get(site), &self.gear.catalogue) {
+            (Some(shop), _) => shop.recipe.via,
+            (None, Some(catalogue)) => catalogue.limits.via,
+            (None, None) => Via::Tor,
+        }
+    }
+
+    async fn visit(&mut self, visit: &mut Visit, started: Instant) -> VisitEnd {
+        let gear = Arc::clone(self.gear);
+        let result = if &*visit.site == CATALOGUE {
+            match &gear.catalogue {
+                Some(catalogue) => {
+                    self.ask_catalogue(catalogue, &visit.gtin, &mut visit.ticket, started).await
+                }
+                None => Err(removed()),
+            }
+        } else {
+            match gear.shops.get(&visit.site) {
+                Some(shop) => self.look_up(shop, &visit.gtin, &mut visit.ticket, started).await,
+                None => Err(removed()),
+            }
+        };
+        match result {
+            Ok(end) => end,
+            Err(Stop::Failed { reason, again }) => VisitEnd::Failed { reason, again },
+            Err(Stop::TorAway) => VisitEnd::PutBack,
+        }
+    }
+
+    async fn ask_catalogue(
+        &mut self,
+        gear: &CatalogueGear,
+        gtin: &Gtin,
+        ticket: &mut Ticket,
+        started: Instant,
+    ) -> Result<VisitEnd, Stop> {
+        let catalogue = &gear.catalogue;
+        let mut request = Request::get(catalogue.url(gtin));
+        request.headers.push(("Accept".into(), "application/json".into()));
+        if let Some(token) = &gear.token {
+            request.headers.push(("Authorization".into(), format!("Bearer {token}")));
+        }
+        let mut errand = self.errand(CATALOGUE, catalogue.via, started + catalogue.timeout);
+        let own = [authority(&request.url)];
+        let page = self.fetch(&request, &mut errand, ticket, &own).await?;
+        if !(200..300).contains(&page.status) {
+            return Err(failed("status", format!("status {}", page.status), Again::Soon));
+        }
+        let answer: serde_json::Value = serde_json::from_slice(&page.bytes)
+            .map_err(|error| failed("answer", format!("not JSON: {error}"), Again::Soon))?;
+        match count(&catalogue.total.texts(&answer)) {
+            Some(0) => Ok(VisitEnd::NotSold),
+            Some(_) => Ok(VisitEnd::Sold),
+            None => Err(failed("answer", "no number where catalogue.total says", Again::Soon)),
+        }
+    }
+
+    async fn look_up(
+        &mut self,
+        shop: &Shop,
+        gtin: &Gtin,
+        ticket: &mut Ticket,
+        started: Instant,
+    ) -> Result<VisitEnd, Stop> {
+        let recipe = &shop.recipe;
+        let mut errand = self.errand(&recipe.name, recipe.search.via, started + self.gear.visit_deadline);
+        let hosts = &shop.hosts;
+        let answer = self.fetch(&recipe.search_request(gtin), &mut errand, ticket, hosts).await?;
+        self.refuse_blocked(recipe, &answer)?;
+        require_success(&answer)?;
+        let limits = self.gear.extract;
+        let parsed = Arc::clone(recipe);
+        let candidates = self.parse(move || search::candidates(&parsed, &answer, &limits)).await?;
+
+        errand.via = recipe.via;
+        let mut mismatch = None;
+        for url in candidates {
+            let page = self.fetch(&recipe.page_request(&url), &mut errand, ticket, hosts).await?;
+            self.refuse_blocked(recipe, &page)?;
+            if matches!(page.status, 404 | 410) {
+                continue; // The search knows a page that is gone.
+            }
+            require_success(&page)?;
+            let (parsed, asked, page_url) = (Arc::clone(recipe), gtin.clone(), page.url.clone());
+            let read = move || -> Result<_, RecipeError> {
+                let extracted = extract::extract(&parsed, &page, &limits)?;
+                Ok((extract::check(&asked, &extracted, parsed.unverified), extracted))
+            };
+            let (verdict, extracted) = self.parse(read).await?;
+            let ean = gtin.padded();
+            let found = |verified| Found { ean: &ean, url: &page_url, original_ean: None, verified };
+            match verdict {
+                Match::Verified => return Ok(VisitEnd::Found(recipe.site_object(found(true), &extracted))),
+                Match::Unverified => {
+                    return Ok(VisitEnd::Found(recipe.site_object(found(false), &extracted)));
+                }
+                Match::Other(other) => {
+                    mismatch.get_or_insert(format!("asked {ean}, the page is for {}", other.padded()));
+                }
+                Match::NoGtin => {
+                    mismatch.get_or_insert("no gtin".to_owned());
+                }
+            }
+        }
+        Ok(mismatch.map_or(VisitEnd::NotFound, |detail| VisitEnd::Mismatch { detail }))
+    }
+
+    fn errand(&self, site: &str, via: Via, deadline: Instant) -> Errand {
+        let pace = self.paces.get(site).cloned();
+        let pace = pace.unwrap_or_else(|| Pace::new(Duration::ZERO, Instant::now()));
+        Errand { via, pace, deadline, first: true }
+    }
+
+    /// One request in its turn, with what its failure means.
+    async fn fetch(
+        &mut self,
+        request: &Request,
+        errand: &mut Errand,
+        ticket: &mut Ticket,
+        hosts: &[String],
+    ) -> Result<Page, Stop> {
+        if !std::mem::take(&mut errand.first) {
+            let now = Instant::now();
+            let slot = errand.pace.take(now);
+            tokio::time::sleep_until(slot).await;
+            errand.deadline += slot.saturating_duration_since(now);
+        }
+        let asked_at = Instant::now();
+        ticket.dialled(asked_at);
+        match self.circuit.fetch(request, errand.via, &self.gear.fetch, hosts, errand.deadline).await {
+            Ok(page) => {
+                if errand.via == Via::Tor {
+                    self.gear.tor.prove();
+                }
+                Ok(page)
+            }
+            Err(error) => Err(self.stop_for(&error, request, errand.via, asked_at).await),
+        }
+    }
+
+    /// Rule 4: a visit that brought not one byte is charged only once Tor is shown to be there.
+    async fn stop_for(&mut self, error: &FetchError, request: &Request, via: Via, asked_at: Instant) -> Stop {
+        if let FetchError::Tor(away) = error {
+            self.gear.tor.lose(away, None);
+            return Stop::TorAway;
+        }
+        if via == Via::Tor && error.seen_bytes() {
+            self.gear.tor.prove();
+        } else if via == Via::Tor && !self.gear.tor.proven_since(asked_at) {
+            let host = request.url.host_str().unwrap_or_default();
+            if let Err(away) =
+                probe::probe_circuit(self.gear.tor.socks(), host, self.gear.probe_timeout).await
+            {
+                self.gear.tor.lose(&away, Some(host.to_owned()));
+                return Stop::TorAway;
+            }
+        }
+        let again = match error.verdict() {
+            Verdict::RetryHere => Again::Soon,
+            Verdict::RetryElsewhere => {
+                self.change_circuit(error.kind());
+                Again::Soon
+            }
+            Verdict::Later(after) => Again::After(after),
+            Verdict::Never => Again::Never,
+        };
+        Stop::Failed { reason: Reason::new(error.kind(), error.to_string()), again }
+    }
+
+    fn refuse_blocked(&mut self, recipe: &Recipe, page: &Page) -> Result<(), Stop> {
+        let Some(rule) = recipe.block_reason(page) else { return Ok(()) };
+        self.change_circuit("blocked");
+        Err(failed("blocked", rule, Again::Soon))
+    }
+
+    fn change_circuit(&mut self, reason: &str) {
+        Event::CircuitRetired { circuit: &self.circuit.id().to_string(), reason }.emit();
+        self.circuit.rotate();
+    }
+
+    /// Parses on a blocking thread, as many at once as there are cores.
+    async fn parse<T, F>(&self, work: F) -> Result<T, Stop>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Result<T, RecipeError> + Send + 'static,
+    {
+        let core = Arc::clone(&self.gear.cores).acquire_owned().await;
+        let result = tokio::task::spawn_blocking(move || {
+            let _core = core;
+            work()
+        })
+        .await;
+        match result {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error @ RecipeError::Truncated(_))) => {
+                self_heals(&error) // An exit that died looks like a clean end: another attempt may bring all of it.
+            }
+            Ok(Err(error)) => Err(failed(error.kind(), error.to_string(), Again::Never)),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+}
+
+fn self_heals<T>(error: &RecipeError) -> Result<T, Stop> {
+    Err(failed(error.kind(), error.to_string(), Again::Soon))
+}
+
+/// The first number among what a path gave.
+fn count(texts: &[String]) -> Option<u64> {
+    texts.first()?.parse().ok()
+}
+
+/// `host:port`, as redirects are compared.
+pub(super) fn authority(url: &Url) -> String {
+    let port = url.port_or_known_default().unwrap_or_default();
+    format!("{}:{port}", url.host_str().unwrap_or_default())
+}
+
+fn failed(kind: &str, detail: impl Into<String>, again: Again) -> Stop {
+    Stop::Failed { reason: Reason::new(kind, detail), again }
+}
+
+fn removed() -> Stop {
+    failed("removed", "the shop is no longer in the configuration", Again::Never)
+}
+
+fn require_success(page: &Page) -> Result<(), Stop> {
+    match page.status {
+        200..=299 => Ok(()),
+        // The shop's own trouble: it may be over soon.
+        status @ 500..=599 => Err(failed("status", format!("status {status}"), Again::Soon)),
+        status => Err(failed("status", format!("status {status}"), Again::Never)),
+    }
+}
+
+/// Returns when the drain's time for visits is over; never without a drain.
+async fn over(drain: &mut watch::Receiver<Option<Instant>>) {
+    let until = drain.wait_for(Option::is_some).await.map(|until| *until);
+    match until {
+        Ok(Some(until)) => tokio::time::sleep_until(until).await,
+        Ok(None) | Err(_) => std::future::pending().await,
+    }
+}
+
+/// What the log says of a visit.
+struct VisitFacts {
+    batch_id: String,
+    index: u64,
+    ean: Box<str>,
+    site: SiteName,
+    attempt: u64,
+}
+
+impl VisitFacts {
+    fn of(visit: &Visit) -> Self {
+        Self {
+            batch_id: visit.batch_id.to_string(),
+            index: visit.key.index.into(),
+            ean: visit.ean.clone(),
+            site: visit.site.clone(),
+            attempt: visit.attempt.into(),
+        }
+    }
+
+    fn tell_started(&self, circuit: &str) {
+        let Self { batch_id, index, ean, site, attempt } = self;
+        Event::VisitStarted { batch_id, index: *index, ean, site, circuit, attempt: *attempt }.emit();
+    }
+
+    fn tell_ended(&self, circuit: &str, end: &VisitEnd, took: Duration) {
+        let Self { batch_id, index, ean, site, attempt } = self;
+        let (outcome, detail) = match end {
+            VisitEnd::Found(_) => ("found", ""),
+            VisitEnd::NotFound => ("not_found", ""),
+            VisitEnd::Mismatch { detail } => ("ean_mismatch", detail.as_str()),
+            VisitEnd::Sold => ("sold", ""),
+            VisitEnd::NotSold => ("not_sold", ""),
+            VisitEnd::Failed { reason, .. } => (reason.kind.as_str(), reason.detail.as_str()),
+            VisitEnd::PutBack => ("put_back", ""),
+            VisitEnd::Lost { .. } | VisitEnd::Void => ("lost", ""),
+        };
+        let duration_ms = took.as_millis() as u64;
+        let (index, attempt) = (*index, *attempt);
+        Event::VisitEnded { batch_id, index, ean, site, circuit, attempt, outcome, detail, duration_ms }
+            .emit();
+    }
+}

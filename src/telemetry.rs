@@ -1,0 +1,56 @@
+//! The log: what happened, in words on a terminal and in JSON lines elsewhere.
+
+pub mod event;
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::{Log, LogFormat, LogLevel};
+
+pub use event::Event;
+
+/// Sends all events to standard error, and panics after them.
+pub fn init(log: &Log) {
+    let level = match log.level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    // The libraries' own words only when something is wrong with them.
+    let targets = tracing_subscriber::filter::Targets::new()
+        .with_target("glaneur", level)
+        .with_default(level.min(LevelFilter::WARN));
+    let registry = tracing_subscriber::registry().with(targets);
+    if is_json(log.format) {
+        let layer = fmt::layer().json().flatten_event(true).with_target(false).with_writer(std::io::stderr);
+        registry.with(layer.with_current_span(false).with_span_list(false)).init();
+    } else {
+        let ansi = std::io::stderr().is_terminal();
+        registry
+            .with(fmt::layer().compact().with_target(false).with_ansi(ansi).with_writer(std::io::stderr))
+            .init();
+    }
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        Event::Panicked { detail: &panic_text(info.payload()), place: &place }.emit();
+    }));
+}
+
+fn is_json(format: LogFormat) -> bool {
+    match format {
+        LogFormat::Auto => !std::io::stderr().is_terminal(),
+        LogFormat::Text => false,
+        LogFormat::Json => true,
+    }
+}
+
+fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}

@@ -1,0 +1,616 @@
+//! The sender: looks into the outbox, keeps a lane for each endpoint that has something to send, and does what must be
+//! done now and then for all of them. It never sends, and never waits for a receiver.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
+
+use super::client::{Client, ClientError};
+use super::clock::{Clock, Moment};
+use super::in_hand::InHand;
+use super::lane::actor::{self as lane_actor, Handling, LaneActor, insist, is_due, webhook_id};
+use super::{Settings, target};
+use crate::failpoint::{self, Point};
+use crate::ledger::store::{LaneView, Recorded, Store};
+use crate::ledger::{LedgerError, LedgerHandle};
+use crate::model::delivery::{AttemptRecord, AttemptResult, DeliveryNo, DueDelivery, Endpoint, LaneNo};
+use crate::supervisor::address::{self, Address, Publisher};
+use crate::telemetry::Event;
+
+/// The outbox is looked at this often although nobody calls.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// And at most this often although commits follow each other.
+const LOOK_GAP: Duration = Duration::from_millis(20);
+const CHORES_EVERY: Duration = Duration::from_secs(5);
+/// A lane with nothing to send ends after this.
+const LANE_IDLE_MAX: Duration = Duration::from_secs(60);
+/// A lane that failed is started again after the first, doubling up to the second.
+const LANE_RESTART_MIN: Duration = Duration::from_millis(100);
+const LANE_RESTART_MAX: Duration = Duration::from_secs(30);
+/// Failures of a lane that lived this long are forgiven.
+const LANE_HEALED_AFTER: Duration = Duration::from_secs(60);
+/// Past the deadline of a drain, for the sender itself to end.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
+
+/// What the sender needs of the rest of the daemon.
+#[derive(Debug)]
+pub struct Args {
+    pub ledger: LedgerHandle,
+    /// A reload sends a new one; it applies at the next attempt.
+    pub settings: watch::Receiver<Arc<Settings>>,
+    /// At this many panics of its lane a delivery is dead (design 4, rule 2).
+    pub claims_max: u32,
+}
+
+/// The way to the sender. Cheap to clone; outlives restarts.
+#[derive(Clone, Debug)]
+pub struct WebhookHandle {
+    address: Address<Msg>,
+}
+
+impl WebhookHandle {
+    /// Ends the sender: no new attempts; those in flight end, or are cut at `deadline` with nothing recorded, so that
+    /// they are due again at the next start. Returns when it is over.
+    pub async fn drain(&self, deadline: Instant) {
+        let Some(sender) = self.address.current() else { return };
+        if sender.cast(Msg::Drain { deadline }).is_err() {
+            return;
+        }
+        let within = deadline.saturating_duration_since(Instant::now()) + DRAIN_GRACE;
+        if sender.get_cell().wait(Some(within)).await.is_err() {
+            sender.kill();
+        }
+    }
+}
+
+/// What the supervisor keeps: starts the sender, again if need be.
+#[derive(Debug)]
+pub struct Webhook {
+    publisher: Publisher<Msg>,
+    deps: Deps,
+    clock: watch::Sender<Clock>,
+}
+
+/// Makes the handle and what starts the actor behind it.
+pub fn handle(args: Args) -> Result<(WebhookHandle, Webhook), ClientError> {
+    let (publisher, address) = address::channel();
+    let time = Time::starting();
+    let clock = watch::Sender::new(Clock::starting(time.now()));
+    let Args { ledger, settings, claims_max } = args;
+    let client = Client::new()?;
+    let in_hand = InHand::default();
+    #[cfg(test)]
+    let trap = Trap::default();
+    let deps = Deps {
+        ledger,
+        settings,
+        claims_max,
+        client,
+        in_hand,
+        time,
+        #[cfg(test)]
+        trap,
+    };
+    Ok((WebhookHandle { address }, Webhook { publisher, deps, clock }))
+}
+
+impl Webhook {
+    /// Starts the sender. Not before the one before it is dead.
+    pub async fn start(&self, supervisor: ActorCell) -> Result<ActorCell, SpawnErr> {
+        self.publisher.withdraw();
+        let state = State {
+            deps: self.deps.clone(),
+            clock: self.clock.clone(),
+            lanes: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            chores: None,
+            chores_due: Instant::now(),
+            shift_ms: 0,
+            readmit: true,
+            draining: false,
+        };
+        // Without a name: names are one for the whole process, and tests run several senders in it.
+        let (actor, _) = Actor::spawn_linked(None, Sender, state, supervisor).await?;
+        let cell = actor.get_cell();
+        self.publisher.publish(actor);
+        Ok(cell)
+    }
+
+    pub fn withdraw(&self) {
+        self.publisher.withdraw();
+    }
+
+    #[cfg(test)]
+    pub(super) fn deps(&self) -> &Deps {
+        &self.deps
+    }
+}
+
+/// What sender, lanes and attempts share.
+#[derive(Clone, Debug)]
+pub struct Deps {
+    pub(super) ledger: LedgerHandle,
+    pub(super) settings: watch::Receiver<Arc<Settings>>,
+    pub(super) claims_max: u32,
+    pub(super) client: Client,
+    pub(super) in_hand: InHand,
+    pub(super) time: Time,
+    #[cfg(test)]
+    pub(super) trap: Trap,
+}
+
+impl Deps {
+    /// A place where a test can make a lane fail, for one delivery or for whatever comes first.
+    pub(super) fn pass(&self, point: Point, no: Option<DeliveryNo>) {
+        failpoint::hit(point);
+        #[cfg(test)]
+        self.trap.step(Some(point), no);
+        #[cfg(not(test))]
+        let _ = no;
+    }
+
+    /// The same inside the task of an attempt.
+    pub(super) fn spring(&self, no: DeliveryNo) {
+        #[cfg(test)]
+        self.trap.step(None, Some(no));
+        #[cfg(not(test))]
+        let _ = no;
+    }
+}
+
+/// Makes a lane panic, and counts what it passes.
+#[cfg(test)]
+#[derive(Clone, Debug, Default)]
+pub(super) struct Trap(Arc<std::sync::Mutex<TrapState>>);
+
+#[cfg(test)]
+#[derive(Debug, Default)]
+struct TrapState {
+    /// Point (none: in the task of an attempt), delivery, and how many times yet.
+    set: Vec<(Option<Point>, Option<DeliveryNo>, u32)>,
+    passed: Vec<Point>,
+}
+
+#[cfg(test)]
+impl Trap {
+    pub(super) fn set(&self, point: Option<Point>, no: Option<DeliveryNo>, times: u32) {
+        self.0.lock().unwrap().set.push((point, no, times));
+    }
+
+    pub(super) fn passed(&self, point: Point) -> usize {
+        self.0.lock().unwrap().passed.iter().filter(|passed| **passed == point).count()
+    }
+
+    fn step(&self, point: Option<Point>, no: Option<DeliveryNo>) {
+        let mut state = self.0.lock().unwrap();
+        state.passed.extend(point);
+        let sprung = state.set.iter_mut().find(|(p, n, left)| *p == point && *n == no && 0 < *left);
+        let Some((_, _, left)) = sprung else { return };
+        *left -= 1;
+        drop(state);
+        panic!("trap at {point:?} for {no:?}");
+    }
+}
+
+/// Both clocks. Counts from the making of the handle, so restarts of the sender do not begin again.
+#[derive(Clone, Debug)]
+pub struct Time {
+    begin: Instant,
+    #[cfg(test)]
+    pub(super) skew_ms: Arc<std::sync::atomic::AtomicI64>,
+}
+
+impl Time {
+    fn starting() -> Self {
+        Self {
+            begin: Instant::now(),
+            #[cfg(test)]
+            skew_ms: Arc::default(),
+        }
+    }
+
+    pub(super) fn now(&self) -> Moment {
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let wall_ms = i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX);
+        #[cfg(test)]
+        let wall_ms = wall_ms + self.skew_ms.load(std::sync::atomic::Ordering::SeqCst);
+        Moment { wall_ms, uptime: self.begin.elapsed() }
+    }
+}
+
+#[derive(Debug)]
+enum Msg {
+    /// Tell: look into the outbox. Sent by the sender's own watcher, of which there is one.
+    Tick,
+    /// Tell: what the chores left undone. Sent by their task.
+    ChoresDone { shift_ms: i64, readmit: bool },
+    /// Tell: the panic of a lane is charged; it may be started again. Sent by the task that wrote it.
+    Charged { lane: LaneNo },
+    /// Tell: no new attempts; end when those in flight are over, at the latest at `deadline`.
+    Drain { deadline: Instant },
+    /// Tell: the deadline of the drain has come. Sent by the sender's own timer.
+    Cut,
+}
+
+#[derive(Debug)]
+struct Sender;
+
+struct State {
+    deps: Deps,
+    clock: watch::Sender<Clock>,
+    lanes: BTreeMap<LaneNo, Child>,
+    /// End with the actor.
+    tasks: JoinSet<()>,
+    chores: Option<JoinHandle<()>>,
+    chores_due: Instant,
+    /// Jumps back of the wall clock that the ledger has not heard of.
+    shift_ms: i64,
+    /// Withheld deliveries may be allowed now.
+    readmit: bool,
+    draining: bool,
+}
+
+/// A lane as the sender sees it.
+struct Child {
+    endpoint: Endpoint,
+    /// In a row, each soon after the one before.
+    failures: u32,
+    life: Life,
+}
+
+enum Life {
+    Running {
+        actor: ActorRef<lane_actor::Msg>,
+        handling: Handling,
+        since: Instant,
+        /// When it last had something waiting.
+        busy: Instant,
+    },
+    Down {
+        until: Instant,
+        charging: bool,
+    },
+}
+
+impl Actor for Sender {
+    type Msg = Msg;
+    type State = State;
+    type Arguments = State;
+
+    async fn pre_start(&self, me: ActorRef<Msg>, state: State) -> Result<State, ActorProcessingErr> {
+        me.cast(Msg::Tick)?;
+        Ok(state)
+    }
+
+    async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+        while state.tasks.try_join_next().is_some() {}
+        match msg {
+            Msg::Tick => {
+                failpoint::hit(Point::SenderTick);
+                if !state.draining {
+                    state.tick(&me).await?;
+                }
+            }
+            Msg::ChoresDone { shift_ms, readmit } => {
+                state.shift_ms += shift_ms;
+                state.readmit |= readmit;
+            }
+            Msg::Charged { lane } => {
+                if let Some(Child { life: Life::Down { charging, .. }, .. }) = state.lanes.get_mut(&lane) {
+                    *charging = false;
+                }
+            }
+            Msg::Drain { deadline } => state.drain(&me, deadline),
+            Msg::Cut => {
+                for actor in state.running() {
+                    actor.kill();
+                }
+                me.stop(None);
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        me: ActorRef<Msg>,
+        event: SupervisionEvent,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorFailed(cell, error) => {
+                state.on_lane_failed(&me, &cell, &error.to_string())
+            }
+            SupervisionEvent::ActorTerminated(cell, _, _) => {
+                if let Some(lane) = state.lane_of(&cell) {
+                    state.lanes.remove(&lane);
+                }
+            }
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => {}
+        }
+        if state.draining && state.running().next().is_none() {
+            me.stop(None);
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    async fn tick(&mut self, me: &ActorRef<Msg>) -> Result<(), ActorProcessingErr> {
+        self.look_at_the_clock();
+        self.readmit |= self.deps.settings.has_changed().unwrap_or(false);
+        let settings = Arc::clone(&self.deps.settings.borrow_and_update());
+        self.do_chores(me, &settings);
+        // Before the read: what is committed after this line wakes the watcher.
+        let mut outbox = self.deps.ledger.outbox();
+        outbox.mark_unchanged();
+        let read = self.deps.ledger.reader().read(|read| read.lanes()).await;
+        let now = self.deps.time.now();
+        let mut next = LOOK_EVERY;
+        if let Ok(views) = read {
+            for view in &views {
+                next = next.min(self.wake(me, view, now, &settings).await?);
+            }
+            self.end_idle_lanes();
+        }
+        self.watch(me, outbox, next);
+        Ok(())
+    }
+
+    /// Wakes the lane of `view` if it has something to send; says when to look again for its sake.
+    async fn wake(
+        &mut self,
+        me: &ActorRef<Msg>,
+        view: &LaneView,
+        now: Moment,
+        settings: &Settings,
+    ) -> Result<Duration, ActorProcessingErr> {
+        if view.stopped {
+            return Ok(LOOK_EVERY);
+        }
+        if !is_due(view.next_due_at_ms, now.wall_ms, settings.interval_max()) {
+            self.keep(view.no);
+            let wait_ms = u64::try_from(view.next_due_at_ms - now.wall_ms).unwrap_or_default();
+            return Ok(Duration::from_millis(wait_ms));
+        }
+        if let Some(Child { life: Life::Down { until, charging }, .. }) = self.lanes.get(&view.no) {
+            let rest = until.saturating_duration_since(Instant::now());
+            if *charging || !rest.is_zero() {
+                return Ok(rest.max(LOOK_GAP));
+            }
+        }
+        let actor = self.running_lane(me, view).await?;
+        self.keep(view.no);
+        // Fails only between the lane's end and the news of it; the next look finds it still due.
+        let _ = actor.cast(lane_actor::Msg::Wake { next_due_at_ms: view.next_due_at_ms });
+        Ok(LOOK_EVERY)
+    }
+
+    async fn running_lane(
+        &mut self,
+        me: &ActorRef<Msg>,
+        view: &LaneView,
+    ) -> Result<ActorRef<lane_actor::Msg>, ActorProcessingErr> {
+        if let Some(Child { life: Life::Running { actor, .. }, .. }) = self.lanes.get(&view.no) {
+            return Ok(actor.clone());
+        }
+        let handling = Handling::default();
+        let args = lane_actor::Args {
+            no: view.no,
+            endpoint: view.endpoint.clone(),
+            deps: self.deps.clone(),
+            clock: self.clock.subscribe(),
+            handling: handling.clone(),
+        };
+        // Without a name: its predecessor may still hold it.
+        let (actor, _) = Actor::spawn_linked(None, LaneActor, args, me.get_cell()).await?;
+        let failures = self.lanes.get(&view.no).map_or(0, |child| child.failures);
+        let now = Instant::now();
+        let life = Life::Running { actor: actor.clone(), handling, since: now, busy: now };
+        self.lanes.insert(view.no, Child { endpoint: view.endpoint.clone(), failures, life });
+        Ok(actor)
+    }
+
+    /// Something of the lane waits, so its actor stays.
+    fn keep(&mut self, lane: LaneNo) {
+        if let Some(Child { life: Life::Running { busy, .. }, .. }) = self.lanes.get_mut(&lane) {
+            *busy = Instant::now();
+        }
+    }
+
+    /// What is in flight waits in the ledger too: a lane that nobody kept has nothing in hand.
+    fn end_idle_lanes(&mut self) {
+        self.lanes.retain(|_, child| match &child.life {
+            Life::Running { actor, busy, .. } => {
+                if LANE_IDLE_MAX <= busy.elapsed() {
+                    actor.stop(None);
+                }
+                true
+            }
+            Life::Down { until, charging } => *charging || until.elapsed() < LANE_HEALED_AFTER,
+        });
+    }
+
+    /// One watcher at a time: it calls when something may have changed, and then ends.
+    fn watch(&mut self, me: &ActorRef<Msg>, mut outbox: watch::Receiver<u64>, next: Duration) {
+        let mut settings = self.deps.settings.clone();
+        let me = me.clone();
+        self.tasks.spawn(async move {
+            let begin = Instant::now();
+            tokio::select! {
+                () = tokio::time::sleep(next) => {}
+                Ok(()) = outbox.changed() => {}
+                Ok(()) = settings.changed() => {}
+            }
+            tokio::time::sleep_until(begin + LOOK_GAP).await;
+            // Fails only if the sender is gone.
+            let _ = me.cast(Msg::Tick);
+        });
+    }
+
+    fn look_at_the_clock(&mut self) {
+        let now = self.deps.time.now();
+        let mut jump = None;
+        self.clock.send_if_modified(|clock| {
+            jump = clock.observe(now);
+            jump.is_some()
+        });
+        if let Some(jump_ms) = jump {
+            Event::ClockJumped { by_ms: jump_ms }.emit();
+            // Ahead: due times only come early. To move them would put off what was accepted since the jump.
+            self.shift_ms += jump_ms.min(0);
+            self.chores_due = Instant::now();
+        }
+    }
+
+    /// In a task: the sender never waits for a commit.
+    fn do_chores(&mut self, me: &ActorRef<Msg>, settings: &Arc<Settings>) {
+        let running = self.chores.as_ref().is_some_and(|chores| !chores.is_finished());
+        if running || (Instant::now() < self.chores_due && !self.readmit) {
+            return;
+        }
+        self.chores_due = Instant::now() + CHORES_EVERY;
+        let chores = Chores { deps: self.deps.clone(), settings: Arc::clone(settings) };
+        let shift_ms = std::mem::take(&mut self.shift_ms);
+        let readmit = std::mem::take(&mut self.readmit);
+        let me = me.clone();
+        self.chores = Some(tokio::spawn(async move {
+            let shift_ms = if shift_ms == 0 { 0 } else { chores.shift(shift_ms).await };
+            let readmit = readmit && !chores.readmit().await;
+            chores.release_summaries().await;
+            let _ = me.cast(Msg::ChoresDone { shift_ms, readmit });
+        }));
+    }
+
+    fn on_lane_failed(&mut self, me: &ActorRef<Msg>, cell: &ActorCell, error: &str) {
+        let Some(lane) = self.lane_of(cell) else { return };
+        let Some(child) = self.lanes.get_mut(&lane) else { return };
+        let Life::Running { handling, since, .. } = &child.life else { return };
+        let charged = handling.take();
+        let healed = LANE_HEALED_AFTER <= since.elapsed();
+        child.failures = if healed { 1 } else { child.failures.saturating_add(1) };
+        let doublings = 2_u32.saturating_pow(child.failures - 1);
+        let rest = LANE_RESTART_MIN.saturating_mul(doublings).min(LANE_RESTART_MAX);
+        child.life = Life::Down { until: Instant::now() + rest, charging: charged.is_some() };
+        let failures = child.failures.into();
+        let actor = format!("lane {}", child.endpoint.for_log());
+        Event::ActorRestarted { actor: &actor, failures, detail: error }.emit();
+        if let Some(delivery) = charged {
+            let (deps, me) = (self.deps.clone(), me.clone());
+            self.tasks.spawn(async move {
+                charge(&deps, &delivery).await;
+                let _ = me.cast(Msg::Charged { lane });
+            });
+        }
+    }
+
+    fn drain(&mut self, me: &ActorRef<Msg>, deadline: Instant) {
+        self.draining = true;
+        for actor in self.running() {
+            // Fails only if it is gone already.
+            let _ = actor.cast(lane_actor::Msg::Drain);
+        }
+        if self.running().next().is_none() {
+            me.stop(None);
+        }
+        me.send_after(deadline.saturating_duration_since(Instant::now()), || Msg::Cut);
+    }
+
+    fn running(&self) -> impl Iterator<Item = &ActorRef<lane_actor::Msg>> {
+        self.lanes.values().filter_map(|child| match &child.life {
+            Life::Running { actor, .. } => Some(actor),
+            Life::Down { .. } => None,
+        })
+    }
+
+    fn lane_of(&self, cell: &ActorCell) -> Option<LaneNo> {
+        let of = |child: &Child| match &child.life {
+            Life::Running { actor, .. } => actor.get_id() == cell.get_id(),
+            Life::Down { .. } => false,
+        };
+        self.lanes.iter().find(|(_, child)| of(child)).map(|(lane, _)| *lane)
+    }
+}
+
+/// A lane died while it handled this delivery: counted, and at `claims_max` its end (rule 2). No attempt is charged.
+async fn charge(deps: &Deps, delivery: &DueDelivery) {
+    let claims_max = deps.claims_max;
+    let record = AttemptRecord {
+        no: delivery.no,
+        attempt: delivery.attempts + 1,
+        at_ms: deps.time.now().wall_ms,
+        result: AttemptResult::Dead,
+        http_status: None,
+        detail: String::new(),
+        answer_unseen: true,
+        patience_used_ms: delivery.patience_used_ms,
+    };
+    let command = move |store: &mut dyn Store| {
+        let panics = store.record_lane_panic(record.no)?;
+        if panics < claims_max {
+            return Ok(None);
+        }
+        let record = AttemptRecord { detail: gave_up(panics), ..record.clone() };
+        Ok((store.record_attempt(&record)? == Recorded::Applied).then_some(panics))
+    };
+    if let (Some(panics), _) = insist(&deps.ledger, command).await {
+        Event::DeliveryDead {
+            batch_id: delivery.batch_id.as_str(),
+            webhook_id: &webhook_id(delivery),
+            endpoint: delivery.endpoint.for_log(),
+            attempt: u64::from(delivery.attempts) + 1,
+            status: None,
+            reason: &gave_up(panics),
+        }
+        .emit();
+    }
+}
+
+/// The reason of a delivery that its lane did not survive.
+pub(super) fn gave_up(panics: u32) -> String {
+    format!("given up: its lane panicked {panics} times with it in hand")
+}
+
+/// What is done now and then for all lanes. What fails is done the next time.
+struct Chores {
+    deps: Deps,
+    settings: Arc<Settings>,
+}
+
+impl Chores {
+    /// The clock jumped back: due times follow, and wait no longer than before (rule 4). Returns what is still to be
+    /// shifted.
+    async fn shift(&self, by_ms: i64) -> i64 {
+        match self.deps.ledger.write(move |store| store.shift_due(by_ms)).await {
+            // Unknown is most likely done; twice would be worse than late.
+            Ok(()) | Err(LedgerError::Unknown) => 0,
+            Err(LedgerError::Busy | LedgerError::Away | LedgerError::Full | LedgerError::Refused(_)) => by_ms,
+        }
+    }
+
+    /// What was withheld waits again if there is somewhere to send it to. `true`: nothing is left to do.
+    async fn readmit(&self) -> bool {
+        let Ok(views) = self.deps.ledger.reader().read(|read| read.withheld_lanes()).await else {
+            return false;
+        };
+        let mut done = true;
+        for view in views.iter().filter(|view| target::resolve(&view.endpoint, &self.settings).is_ok()) {
+            let (lane, now_ms) = (view.no, self.deps.time.now().wall_ms);
+            done &= self.deps.ledger.write(move |store| store.readmit_withheld(lane, now_ms)).await.is_ok();
+        }
+        done
+    }
+
+    async fn release_summaries(&self) {
+        let (now_ms, wait) = (self.deps.time.now().wall_ms, self.settings.summary_wait);
+        let released = self.deps.ledger.write(move |store| store.release_summaries(now_ms, wait)).await;
+        if let Ok(batches @ 1..) = released {
+            Event::SummaryReleased { batches: batches.into() }.emit();
+        }
+    }
+}
