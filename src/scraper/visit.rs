@@ -13,8 +13,9 @@ use super::actor::{CatalogueGear, Gear, Shop};
 use super::circuit::Circuit;
 use super::fetch::{FetchError, Verdict};
 use super::pace::Pace;
+use super::probe::{self, TorAway};
 use super::tor::TorState;
-use super::{CATALOGUE, Ticket, Visit, probe};
+use super::{CATALOGUE, Ticket, Visit};
 use crate::batch::machine::{Again, VisitEnd};
 use crate::failpoint::{self, Point};
 use crate::model::page::{Page, Request, Via};
@@ -243,17 +244,11 @@ impl Call<'_> {
             self.gear.tor.lose(away, None);
             return Stop::TorAway;
         }
-        let timed_out = error.kind() == "timeout";
-        if via == Via::Tor && error.seen_bytes() && !timed_out {
-            self.gear.tor.prove();
-        } else if via == Via::Tor && !self.gear.tor.proven_within(PROOF_FRESH) {
-            let host = request.url.host_str().unwrap_or_default();
-            if let Err(away) =
-                probe::probe_circuit(self.gear.tor.socks(), host, self.gear.probe_timeout).await
-            {
-                self.gear.tor.lose(&away, Some(host.to_owned()));
-                return Stop::TorAway;
-            }
+        if via == Via::Tor
+            && let Err((away, prove_with)) = self.tor_was_there(error, request).await
+        {
+            self.gear.tor.lose(&away, prove_with);
+            return Stop::TorAway;
         }
         let again = match error.verdict() {
             Verdict::RetryHere => Again::Soon,
@@ -265,6 +260,26 @@ impl Call<'_> {
             Verdict::Never => Again::Never,
         };
         Stop::Failed { reason: Reason::new(error.kind(), with_causes(error)), again }
+    }
+
+    /// Looks at the port first, which a tor that was just killed has closed: it cuts what is in flight like a bad exit.
+    /// Then, if the failure itself proves nothing, for an exit that answers.
+    async fn tor_was_there(
+        &self,
+        error: &FetchError,
+        request: &Request,
+    ) -> Result<(), (TorAway, Option<String>)> {
+        let (tor, within) = (&self.gear.tor, self.gear.probe_timeout);
+        probe::probe_port(tor.socks(), within).await.map_err(|away| (away, None))?;
+        if error.seen_bytes() && error.kind() != "timeout" {
+            tor.prove();
+        } else if !tor.proven_within(PROOF_FRESH) {
+            let host = request.url.host_str().unwrap_or_default();
+            probe::probe_circuit(tor.socks(), host, within)
+                .await
+                .map_err(|away| (away, Some(host.to_owned())))?;
+        }
+        Ok(())
     }
 
     fn refuse_blocked(&mut self, recipe: &Recipe, page: &Page) -> Result<(), Stop> {
@@ -310,7 +325,9 @@ impl Call<'_> {
         match result {
             Ok(Ok(value)) => Ok(value),
             // An exit that died looks like a clean end: another attempt may bring all of it.
-            Ok(Err(error @ RecipeError::Truncated(_))) => Err(failed(error.kind(), error.to_string(), Again::Soon)),
+            Ok(Err(error @ RecipeError::Truncated(_))) => {
+                Err(failed(error.kind(), error.to_string(), Again::Soon))
+            }
             Ok(Err(error)) => Err(failed(error.kind(), error.to_string(), Again::Never)),
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }

@@ -104,15 +104,20 @@ async fn survives(network: &TorNetwork, take_away: impl Fn(), bring_back: impl A
     bring_back().await;
     daemon.wait_for_event("tor_found", |_| true).await.unwrap();
     let seen = |seen: &[glaneur_kit::receiver::Seen]| {
-        seen.iter().filter(|seen| seen.taken() && glaneur_kit::receiver::is_summary(&seen.json())).count() == 2
+        seen.iter().filter(|seen| seen.taken() && glaneur_kit::receiver::is_summary(&seen.json())).count()
+            == 2
     };
     stage.receiver.wait_until(seen, LONG).await.unwrap();
     let products = stage.receiver.products();
     assert!(products.iter().all(|product| product["status"] == "found"), "{products:?}");
-    let errors = products.iter().filter(|product| product["errors"].as_object().is_some_and(|e| !e.is_empty()));
+    let errors =
+        products.iter().filter(|product| product["errors"].as_object().is_some_and(|e| !e.is_empty()));
     assert_eq!(errors.count(), 0, "no attempt was charged");
     let outcomes = daemon.events("visit_ended");
-    assert!(told(&outcomes, "outcome").iter().all(|outcome| ["found", "put_back"].contains(outcome)), "{outcomes:?}");
+    assert!(
+        told(&outcomes, "outcome").iter().all(|outcome| ["found", "put_back"].contains(outcome)),
+        "{outcomes:?}"
+    );
     assert_eq!(daemon.events("tor_lost").len(), 1, "one event, not one for each visit");
     assert_only_exits_came(network, &stage);
     stage.receiver.stop_listening().await;
@@ -155,7 +160,10 @@ async fn a_proxy_that_takes_no_password_is_refused_and_nothing_goes_out() {
         config = brisk(config.site(shop.kind().name(), shop.base()), shop.kind().name());
     }
     let daemon = Daemon::start(BINARY, own_search(config)).await.unwrap();
-    daemon.wait_for_event("tor_lost", |event| event["reason"].as_str().is_some_and(|r| !r.is_empty())).await.unwrap();
+    daemon
+        .wait_for_event("tor_lost", |event| event["reason"].as_str().is_some_and(|r| !r.is_empty()))
+        .await
+        .unwrap();
     accepted(daemon.submit(&batch([REAL[0]])).await.unwrap());
     daemon.wait_for_event("batch_taken", |_| true).await.unwrap();
     assert!(shops.all.iter().all(|shop| shop.hits().is_empty()));
