@@ -510,6 +510,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_query_sees_one_snapshot_although_others_write_meanwhile() {
+        let Running { handle, _dir, .. } = running(0).await;
+        let (seen, saw) = oneshot::channel();
+        let (go, gone) = std::sync::mpsc::channel();
+        let query = handle.reader().read(move |reader| {
+            let before = reader.batch("1")?.is_some();
+            seen.send(()).unwrap();
+            gone.recv().unwrap();
+            Ok((before, reader.batch("1")?.is_some()))
+        });
+        let write = async {
+            saw.await.unwrap();
+            accept(&handle).await.unwrap();
+            go.send(()).unwrap();
+        };
+        let (seen, ()) = tokio::join!(query, write);
+        assert_eq!(seen.unwrap(), (false, false));
+        assert!(
+            handle.reader().read(|reader| reader.batch("1")).await.unwrap().is_some(),
+            "and it is let go"
+        );
+    }
+
+    #[tokio::test]
     async fn a_refused_command_leaves_its_group_and_the_ledger_as_they_are() {
         let Running { handle, failed, _dir } = running(0).await;
         let refused = handle.write(|store| {

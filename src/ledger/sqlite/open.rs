@@ -353,7 +353,8 @@ impl TakeOver<'_> {
     }
 
     fn left(&self) -> Result<Vec<Left>, StoreError> {
-        let query = "SELECT batch, idx, started, deaths FROM product WHERE state = 1";
+        let query =
+            "SELECT batch, idx, started, deaths FROM product INDEXED BY product_claimed WHERE state = 1";
         let mut statement = self.store.connection().prepare(query)?;
         let rows = statement.query_map([], |row| {
             let key = ProductKey { batch: BatchNo(row.get(0)?), index: row.get(1)? };

@@ -374,10 +374,12 @@ impl SqliteStore {
     ) -> Result<(u32, bool), StoreError> {
         let facts = self.facts(key.batch)?;
         let lane = self.product_lane(&facts)?;
+        // INDEXED BY, here and below: without statistics SQLite would rather go through the whole batch.
         let entries = self.all(
             "SELECT idx, ean, note, dup_of, state FROM product WHERE batch = ?1 AND idx = ?2
              UNION ALL
-             SELECT idx, ean, note, dup_of, state FROM product WHERE batch = ?1 AND dup_of = ?2",
+             SELECT idx, ean, note, dup_of, state FROM product INDEXED BY product_duplicate
+             WHERE batch = ?1 AND dup_of = ?2",
             params![key.batch.0, key.index],
             |row| {
                 Ok(Entry {
@@ -676,7 +678,8 @@ impl Store for SqliteStore {
 
     fn release_older(&mut self, batch: BatchNo, claim: Claim) -> Result<u32, StoreError> {
         let older = self.all(
-            "SELECT idx FROM product WHERE batch = ?1 AND state = 1 AND (claim_epoch, claim_inc) < (?2, ?3)",
+            "SELECT idx FROM product INDEXED BY product_claimed
+             WHERE batch = ?1 AND state = 1 AND (claim_epoch, claim_inc) < (?2, ?3)",
             params![batch.0, claim.epoch, claim.incarnation],
             |row| row.get::<_, u32>(0),
         )?;
@@ -719,7 +722,8 @@ impl Store for SqliteStore {
         now_ms: i64,
     ) -> Result<u32, StoreError> {
         // The claimed ones have an index of their own, the queued ones begin at the cursor: no ended row is read again.
-        let claimed = "SELECT idx FROM product WHERE batch = ?1 AND state = 1 ORDER BY idx LIMIT ?2";
+        let claimed = "SELECT idx FROM product INDEXED BY product_claimed
+             WHERE batch = ?1 AND state = 1 ORDER BY idx LIMIT ?2";
         let queued = "SELECT idx FROM product
              WHERE batch = ?1 AND idx >= (SELECT cursor FROM progress WHERE batch = ?1)
                  AND state = 0 AND dup_of IS NULL
