@@ -14,6 +14,7 @@
 pub mod address;
 pub mod policy;
 
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -120,6 +121,12 @@ pub struct Parts {
     pub ingress: ingress::Ingress,
     /// Outlives restarts of the ingress; closed when the drain begins.
     pub listener: Option<Arc<TcpListener>>,
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").field("gear", &self.gear).finish_non_exhaustive()
+    }
 }
 
 /// Why the root gives the process up.

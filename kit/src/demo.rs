@@ -24,7 +24,7 @@ const BATCH_MAX: Duration = Duration::from_secs(180);
 /// Circuits, and so products looked up side by side.
 const CIRCUITS: u32 = 6;
 
-/// Shows the main job; `Ok` only if every webhook came and the daemon ended well.
+/// Shows the main job; `Ok` only if every webhook came, no product failed, and the daemon ended well.
 pub(crate) async fn run(bin: Option<PathBuf>) -> Result<()> {
     ensure_tor()?;
     let binary = match bin {
@@ -58,9 +58,14 @@ pub(crate) async fn run(bin: Option<PathBuf>) -> Result<()> {
     }
 
     daemon.term()?;
-    match daemon.wait_exit().await? {
-        0 => Ok(()),
-        code => Err(Trouble::new(format!("the daemon ended with code {code}:\n{}", daemon.stderr_tail()))),
+    let code = daemon.wait_exit().await?;
+    if code != 0 {
+        return Err(Trouble::new(format!("the daemon ended with code {code}:\n{}", daemon.stderr_tail())));
+    }
+    // Nothing is broken here, so nothing may have failed.
+    match receiver.products().into_iter().find(|product| product["status"] == "failed") {
+        None => Ok(()),
+        Some(failed) => Err(Trouble::new(format!("a product failed: {failed}"))),
     }
 }
 
@@ -88,12 +93,12 @@ fn network_cache() -> Result<PathBuf> {
 
 /// What a user would write.
 fn config(network: &TorNetwork, shops: &Shops, receiver: &Receiver) -> Config {
-    let config = Config::new()
+    Config::new()
         .product_url(receiver.url("/webhook/product"))
         .summary_url(receiver.url("/webhook/summary"))
         .socks(network.socks())
-        .circuits(CIRCUITS);
-    shops.all.iter().fold(config, |config, shop| config.site(shop.kind().name(), shop.base()))
+        .circuits(CIRCUITS)
+        .shops(shops)
 }
 
 /// Waits for all webhooks and shows how they come.

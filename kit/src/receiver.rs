@@ -11,9 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use bytes::Bytes;
 use http::{HeaderMap, Method};
 use hyper::{Request, Response, body::Incoming};
+use ring::hmac;
 use serde_json::Value;
 
 use crate::{
@@ -168,6 +170,18 @@ impl Seen {
     /// The body as JSON; `Null` if it is none.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+
+    /// Whether one of its signatures is right: `v1,` and the base64 of HMAC-SHA256 over `id.timestamp.body`.
+    pub fn is_signed_with(&self, secret: &[u8]) -> bool {
+        let headers = ["webhook-id", "webhook-timestamp", "webhook-signature"].map(|name| self.header(name));
+        let [Some(id), Some(timestamp), Some(signatures)] = headers else { return false };
+        let signed = [id.as_bytes(), b".", timestamp.as_bytes(), b".", &self.body[..]].concat();
+        let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        signatures.split(' ').filter_map(|signature| signature.strip_prefix("v1,")).any(|signature| {
+            let tag = BASE64.decode(signature).unwrap_or_default();
+            hmac::verify(&key, &signed, &tag).is_ok()
+        })
     }
 
     /// Whether the receiver took it (see [`Answer::takes`]).
@@ -478,6 +492,25 @@ mod tests {
         assert!(refused.contains("refused"), "{refused}");
         receiver.listen_again().unwrap();
         assert_eq!(post(&receiver, "/").await.unwrap().0, 200);
+    }
+
+    #[tokio::test]
+    async fn a_signature_is_checked_with_its_secret() {
+        // The example of the Standard Webhooks specification's own library.
+        let secret = BASE64.decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+        let receiver = Receiver::start().unwrap();
+        let mut request = client::request("POST", "/", r#"{"test": 2432232314}"#).unwrap();
+        for (name, value) in [
+            ("webhook-id", "msg_p5jXN8AQM9LWM0D4loKWxJek"),
+            ("webhook-timestamp", "1614265330"),
+            ("webhook-signature", "v1,AAAA v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="),
+        ] {
+            request.headers_mut().insert(name, value.parse().unwrap());
+        }
+        client::send(receiver.address(), request).await.unwrap();
+        let seen = &receiver.seen()[0];
+        assert!(seen.is_signed_with(&secret));
+        assert!(!seen.is_signed_with(b"another"));
     }
 
     #[tokio::test]

@@ -4,13 +4,15 @@
 //! allow, and having spoken to no host but those it was given. A status is no error: the caller knows the shop.
 //!
 //! * F1 A redirect stays within `hosts`, never goes from https to http, and there are at most `redirects_max`.
-//! * F2 An answer with a length that ends early is an error; one without is marked [`End::Closed`], because an exit
-//!   that dies looks like a clean end. Under TLS the end must be said (RFC 9112, 9.8), or it is an error as well.
+//! * F2 An answer with a length that ends early is an error; one without is marked [`Closed`], because an exit that
+//!   dies looks like a clean end. Under TLS the end must be said (RFC 9112, 9.8), or it is an error as well.
 //! * F3 A body is capped while it is read, and again while it is decoded.
 //! * F4 A request is repeated by itself only where a kept connection ended before any byte of the answer, and then
 //!   once, if it is a GET or if nothing of it was sent.
 //!
 //! Deliberately absent: cookies, caching, proxies of the environment.
+//!
+//! [`Closed`]: crate::model::page::End::Closed
 
 mod error;
 mod exchange;

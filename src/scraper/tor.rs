@@ -71,9 +71,10 @@ impl TorGate {
         self.last_proof_ms.fetch_max(ms, Ordering::AcqRel);
     }
 
-    /// Whether some circuit brought a byte after `since`.
-    pub fn proven_since(&self, since: Instant) -> bool {
-        self.born + Duration::from_millis(self.last_proof_ms.load(Ordering::Acquire)) > since
+    /// Whether some circuit brought a byte no longer ago than this.
+    pub fn proven_within(&self, fresh: Duration) -> bool {
+        let proven = self.last_proof_ms.load(Ordering::Acquire);
+        proven > 0 && (self.born + Duration::from_millis(proven)).elapsed() < fresh
     }
 
     /// Somebody met Tor's absence. `prove_with`: the name of a host that no circuit reached.

@@ -31,6 +31,9 @@ pub(super) struct Call<'a> {
     pub drain: &'a mut watch::Receiver<Option<Instant>>,
 }
 
+/// A byte through another circuit this long ago still shows that Tor is there.
+const PROOF_FRESH: Duration = Duration::from_millis(500);
+
 /// Why a visit came to no result.
 #[derive(Debug)]
 enum Stop {
@@ -163,7 +166,7 @@ impl Call<'_> {
         let hosts = &shop.hosts;
         let answer = self.fetch(&recipe.search_request(gtin), &mut errand, ticket, hosts).await?;
         self.refuse_blocked(recipe, &answer)?;
-        require_success(&answer)?;
+        self.require_success(&answer)?;
         let limits = self.gear.extract;
         let parsed = Arc::clone(recipe);
         let candidates = self.parse(move || search::candidates(&parsed, &answer, &limits)).await?;
@@ -176,7 +179,7 @@ impl Call<'_> {
             if matches!(page.status, 404 | 410) {
                 continue; // The search knows a page that is gone.
             }
-            require_success(&page)?;
+            self.require_success(&page)?;
             let (parsed, asked, page_url) = (Arc::clone(recipe), gtin.clone(), page.url.clone());
             let read = move || -> Result<_, RecipeError> {
                 let extracted = extract::extract(&parsed, &page, &limits)?;
@@ -221,8 +224,7 @@ impl Call<'_> {
             tokio::time::sleep_until(slot).await;
             errand.deadline += slot.saturating_duration_since(now);
         }
-        let asked_at = Instant::now();
-        ticket.dialled(asked_at);
+        ticket.dialled(Instant::now());
         match self.circuit.fetch(request, errand.via, &self.gear.fetch, hosts, errand.deadline).await {
             Ok(page) => {
                 if errand.via == Via::Tor {
@@ -230,19 +232,21 @@ impl Call<'_> {
                 }
                 Ok(page)
             }
-            Err(error) => Err(self.stop_for(&error, request, errand.via, asked_at).await),
+            Err(error) => Err(self.stop_for(&error, request, errand.via).await),
         }
     }
 
-    /// Rule 4: a visit that brought not one byte is charged only once Tor is shown to be there.
-    async fn stop_for(&mut self, error: &FetchError, request: &Request, via: Via, asked_at: Instant) -> Stop {
+    /// Rule 4: a visit that timed out, or brought not one byte, is charged only once Tor is shown to be there now: it may
+    /// have been paused while the time ran.
+    async fn stop_for(&mut self, error: &FetchError, request: &Request, via: Via) -> Stop {
         if let FetchError::Tor(away) = error {
             self.gear.tor.lose(away, None);
             return Stop::TorAway;
         }
-        if via == Via::Tor && error.seen_bytes() {
+        let timed_out = error.kind() == "timeout";
+        if via == Via::Tor && error.seen_bytes() && !timed_out {
             self.gear.tor.prove();
-        } else if via == Via::Tor && !self.gear.tor.proven_since(asked_at) {
+        } else if via == Via::Tor && !self.gear.tor.proven_within(PROOF_FRESH) {
             let host = request.url.host_str().unwrap_or_default();
             if let Err(away) =
                 probe::probe_circuit(self.gear.tor.socks(), host, self.gear.probe_timeout).await
@@ -260,13 +264,30 @@ impl Call<'_> {
             Verdict::Later(after) => Again::After(after),
             Verdict::Never => Again::Never,
         };
-        Stop::Failed { reason: Reason::new(error.kind(), error.to_string()), again }
+        Stop::Failed { reason: Reason::new(error.kind(), with_causes(error)), again }
     }
 
     fn refuse_blocked(&mut self, recipe: &Recipe, page: &Page) -> Result<(), Stop> {
         let Some(rule) = recipe.block_reason(page) else { return Ok(()) };
+        let again = self.when_the_shop_says();
         self.change_circuit("blocked");
-        Err(failed("blocked", rule, Again::Soon))
+        Err(failed("blocked", rule, again))
+    }
+
+    /// What the last answer's `Retry-After` asked for (RFC 9110, 10.2.3), else the schedule.
+    fn when_the_shop_says(&self) -> Again {
+        self.circuit.retry_after().map_or(Again::Soon, Again::After)
+    }
+
+    fn require_success(&self, page: &Page) -> Result<(), Stop> {
+        match page.status {
+            200..=299 => Ok(()),
+            // The shop's own trouble: it may be over soon.
+            status @ (429 | 500..=599) => {
+                Err(failed("status", format!("status {status}"), self.when_the_shop_says()))
+            }
+            status => Err(failed("status", format!("status {status}"), Again::Never)),
+        }
     }
 
     fn change_circuit(&mut self, reason: &str) {
@@ -288,17 +309,12 @@ impl Call<'_> {
         .await;
         match result {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error @ RecipeError::Truncated(_))) => {
-                self_heals(&error) // An exit that died looks like a clean end: another attempt may bring all of it.
-            }
+            // An exit that died looks like a clean end: another attempt may bring all of it.
+            Ok(Err(error @ RecipeError::Truncated(_))) => Err(failed(error.kind(), error.to_string(), Again::Soon)),
             Ok(Err(error)) => Err(failed(error.kind(), error.to_string(), Again::Never)),
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
     }
-}
-
-fn self_heals<T>(error: &RecipeError) -> Result<T, Stop> {
-    Err(failed(error.kind(), error.to_string(), Again::Soon))
 }
 
 /// The first number among what a path gave.
@@ -320,13 +336,16 @@ fn removed() -> Stop {
     failed("removed", "the shop is no longer in the configuration", Again::Never)
 }
 
-fn require_success(page: &Page) -> Result<(), Stop> {
-    match page.status {
-        200..=299 => Ok(()),
-        // The shop's own trouble: it may be over soon.
-        status @ 500..=599 => Err(failed("status", format!("status {status}"), Again::Soon)),
-        status => Err(failed("status", format!("status {status}"), Again::Never)),
+/// An error and what is behind it: "agree on TLS with the shop: certificate expired".
+fn with_causes(error: &FetchError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
     }
+    text
 }
 
 /// Returns when the drain's time for visits is over; never without a drain.

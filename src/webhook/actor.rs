@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::client::{Client, ClientError};
 use super::clock::{Clock, Moment};
 use super::in_hand::InHand;
-use super::lane::actor::{self as lane_actor, Handling, LaneActor, insist, is_due, webhook_id};
+use super::lane::actor::{self as lane_actor, Handling, LaneActor, insist, millis, webhook_id};
 use super::{Settings, target};
 use crate::failpoint::{self, Point};
 use crate::ledger::store::{LaneView, Recorded, Store};
@@ -111,6 +111,7 @@ impl Webhook {
             chores: None,
             chores_due: Instant::now(),
             shift_ms: 0,
+            shifting: false,
             readmit: true,
             draining: false,
         };
@@ -250,6 +251,8 @@ struct State {
     chores_due: Instant,
     /// Jumps back of the wall clock that the ledger has not heard of.
     shift_ms: i64,
+    /// The chores that run tell it of one.
+    shifting: bool,
     /// Withheld deliveries may be allowed now.
     readmit: bool,
     draining: bool,
@@ -291,7 +294,7 @@ impl Actor for Sender {
         while state.tasks.try_join_next().is_some() {}
         match msg {
             Msg::Tick => {
-                failpoint::hit(Point::SenderTick);
+                state.deps.pass(Point::SenderTick, None);
                 if !state.draining {
                     state.tick(&me).await?;
                 }
@@ -342,17 +345,19 @@ impl Actor for Sender {
 
 impl State {
     async fn tick(&mut self, me: &ActorRef<Msg>) -> Result<(), ActorProcessingErr> {
-        self.look_at_the_clock();
+        let now = self.deps.time.now();
+        self.look_at_the_clock(now);
         self.readmit |= self.deps.settings.has_changed().unwrap_or(false);
         let settings = Arc::clone(&self.deps.settings.borrow_and_update());
         self.do_chores(me, &settings);
+        // While due times are on their way to a clock that jumped back, they say nothing.
+        let readable = !(self.chores_run() && (self.shifting || self.shift_ms != 0));
         // Before the read: what is committed after this line wakes the watcher.
         let mut outbox = self.deps.ledger.outbox();
         outbox.mark_unchanged();
         let read = self.deps.ledger.reader().read(|read| read.lanes()).await;
-        let now = self.deps.time.now();
         let mut next = LOOK_EVERY;
-        if let Ok(views) = read {
+        if let (Ok(views), true) = (read, readable) {
             for view in &views {
                 next = next.min(self.wake(me, view, now, &settings).await?);
             }
@@ -373,11 +378,15 @@ impl State {
         if view.stopped {
             return Ok(LOOK_EVERY);
         }
-        if !is_due(view.next_due_at_ms, now.wall_ms, settings.interval_max()) {
-            self.keep(view.no);
-            let wait_ms = u64::try_from(view.next_due_at_ms - now.wall_ms).unwrap_or_default();
-            return Ok(Duration::from_millis(wait_ms));
-        }
+        let due = due(view.next_due_at_ms, now.wall_ms, settings.interval_max());
+        let foreign_ms = match due {
+            Due::Now => None,
+            Due::Foreign => Some(view.next_due_at_ms),
+            Due::In(wait) => {
+                self.keep(view.no);
+                return Ok(wait);
+            }
+        };
         if let Some(Child { life: Life::Down { until, charging }, .. }) = self.lanes.get(&view.no) {
             let rest = until.saturating_duration_since(Instant::now());
             if *charging || !rest.is_zero() {
@@ -387,7 +396,7 @@ impl State {
         let actor = self.running_lane(me, view).await?;
         self.keep(view.no);
         // Fails only between the lane's end and the news of it; the next look finds it still due.
-        let _ = actor.cast(lane_actor::Msg::Wake { next_due_at_ms: view.next_due_at_ms });
+        let _ = actor.cast(lane_actor::Msg::Wake { foreign_ms });
         Ok(LOOK_EVERY)
     }
 
@@ -453,8 +462,7 @@ impl State {
         });
     }
 
-    fn look_at_the_clock(&mut self) {
-        let now = self.deps.time.now();
+    fn look_at_the_clock(&mut self, now: Moment) {
         let mut jump = None;
         self.clock.send_if_modified(|clock| {
             jump = clock.observe(now);
@@ -468,15 +476,19 @@ impl State {
         }
     }
 
+    fn chores_run(&self) -> bool {
+        self.chores.as_ref().is_some_and(|chores| !chores.is_finished())
+    }
+
     /// In a task: the sender never waits for a commit.
     fn do_chores(&mut self, me: &ActorRef<Msg>, settings: &Arc<Settings>) {
-        let running = self.chores.as_ref().is_some_and(|chores| !chores.is_finished());
-        if running || (Instant::now() < self.chores_due && !self.readmit) {
+        if self.chores_run() || (Instant::now() < self.chores_due && !self.readmit) {
             return;
         }
         self.chores_due = Instant::now() + CHORES_EVERY;
         let chores = Chores { deps: self.deps.clone(), settings: Arc::clone(settings) };
         let shift_ms = std::mem::take(&mut self.shift_ms);
+        self.shifting = shift_ms != 0;
         let readmit = std::mem::take(&mut self.readmit);
         let me = me.clone();
         self.chores = Some(tokio::spawn(async move {
@@ -534,6 +546,26 @@ impl State {
             Life::Down { .. } => false,
         };
         self.lanes.iter().find(|(_, child)| of(child)).map(|(lane, _)| *lane)
+    }
+}
+
+/// When something is due that is due at `at_ms`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Now,
+    In(Duration),
+    /// Further off than anything is ever put off: it was written under another clock, and must not wait (rule 4).
+    Foreign,
+}
+
+/// More than an interval is ever off by, for clocks that drift.
+const DRIFT_MAX: Duration = Duration::from_secs(60);
+
+fn due(at_ms: i64, now_ms: i64, interval_max: Duration) -> Due {
+    match u64::try_from(at_ms.saturating_sub(now_ms)) {
+        Ok(0) | Err(_) => Due::Now,
+        Ok(wait_ms) if millis(interval_max + DRIFT_MAX) < wait_ms => Due::Foreign,
+        Ok(wait_ms) => Due::In(Duration::from_millis(wait_ms)),
     }
 }
 
@@ -611,6 +643,27 @@ impl Chores {
         let released = self.deps.ledger.write(move |store| store.release_summaries(now_ms, wait)).await;
         if let Ok(batches @ 1..) = released {
             Event::SummaryReleased { batches: batches.into() }.emit();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_due_time_beyond_every_interval_is_of_another_clock() {
+        let hour = Duration::from_secs(3_600);
+        for (at_ms, expected) in [
+            (i64::MIN, Due::Now),
+            (-1, Due::Now),
+            (0, Due::Now),
+            (1, Due::In(Duration::from_millis(1))),
+            (3_600_000, Due::In(hour)),
+            (3_660_001, Due::Foreign),
+            (i64::MAX, Due::Foreign),
+        ] {
+            assert_eq!(due(at_ms, 0, hour), expected, "{at_ms}");
         }
     }
 }

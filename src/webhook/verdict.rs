@@ -52,7 +52,7 @@ pub enum Verdict {
 /// The note of a delivery that was taken although nobody saw the answer.
 pub const TAKEN_UNSEEN: &str = "finished already: an earlier attempt, whose answer was not seen, was taken";
 
-/// Judges `answer`. `unseen_before`: the answer of an earlier attempt was not seen, so that the receiver may have acted.
+/// Judges `answer`. `unseen_before`: the answer of an earlier attempt was not seen, so the receiver may have acted.
 pub fn judge(answer: &Answer, unseen_before: bool, now_ms: i64) -> Verdict {
     match answer {
         Answer::NotSent { reason } | Answer::Unseen { reason } => {

@@ -9,3 +9,4 @@ mod deliver;
 mod explain;
 mod scrape;
 mod shutdown;
+mod tor;

@@ -4,6 +4,8 @@ use std::{fmt, net::SocketAddr};
 
 use serde_json::Value;
 
+use crate::{Shop, ShopKind, Shops};
+
 /// Stands for the daemon's directory in a configuration; replaced when the file is written.
 pub const DIR: &str = "{dir}";
 
@@ -71,6 +73,25 @@ impl Config {
     /// Switches a shop on, at `base` (`scheme://host:port`).
     pub fn site(self, name: &str, base: impl Into<String>) -> Self {
         self.site_key(name, "enabled", true).site_key(name, "base", base.into())
+    }
+
+    /// Switches a demonstration shop on, through Tor: also its search where the real one is another company's service,
+    /// with an id that a user would put there.
+    pub fn shop(self, shop: &Shop) -> Self {
+        let name = shop.kind().name();
+        let config = self.site(name, shop.base());
+        match shop.kind() {
+            ShopKind::Drakkars => {
+                let url = format!("{}?hashid=demo&query={{ean}}", shop.kind().search_path());
+                config.set(&format!("sites.{name}.search"), "url", url)
+            }
+            ShopKind::Cocooncenter | ShopKind::Pharmagdd => config,
+        }
+    }
+
+    /// Switches all demonstration shops on, through Tor.
+    pub fn shops(self, shops: &Shops) -> Self {
+        shops.all.iter().fold(self, Self::shop)
     }
 
     /// Sets a key of a shop: `rate`, `concurrency`, `via`, ….

@@ -23,7 +23,7 @@ use crate::webhook::in_hand::Hold;
 use crate::webhook::verdict::{self, Answer, Verdict};
 use crate::webhook::{Settings, target};
 
-/// The delivery whose step runs right now: who is charged if the lane panics. Read by the sender after the lane's death.
+/// The delivery whose step runs now: charged if the lane panics. Read by the sender after the death of the lane.
 #[derive(Clone, Debug, Default)]
 pub struct Handling(Arc<Mutex<Option<Arc<DueDelivery>>>>);
 
@@ -49,8 +49,9 @@ pub struct Args {
 
 #[derive(Debug)]
 pub enum Msg {
-    /// Tell: something of this lane waits, the first of it due at this time. Sent by the sender at each of its looks.
-    Wake { next_due_at_ms: i64 },
+    /// Tell: something of this lane is due, the first of it at `foreign_ms` if that is a time of another clock. Sent by
+    /// the sender at each of its looks.
+    Wake { foreign_ms: Option<i64> },
     /// Tell: the time of the next probe has come. Sent by the lane's own timer.
     Look,
     /// Tell: what is due. Sent by the lane's own question to the ledger.
@@ -99,7 +100,8 @@ pub struct State {
     asking: bool,
     /// The ledger may have more than the last answer held.
     more: bool,
-    next_due_at_ms: i64,
+    /// As the sender said; for one question.
+    foreign_ms: Option<i64>,
     draining: bool,
     /// Attempts, records and questions: all end with the actor.
     tasks: JoinSet<()>,
@@ -128,7 +130,7 @@ impl Actor for LaneActor {
 
     async fn pre_start(&self, _: ActorRef<Msg>, args: Args) -> Result<State, ActorProcessingErr> {
         Ok(State {
-            next_due_at_ms: i64::MIN,
+            foreign_ms: None,
             args,
             lane: Lane::default(),
             in_flight: HashMap::new(),
@@ -143,11 +145,11 @@ impl Actor for LaneActor {
     async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
         while state.tasks.try_join_next().is_some() {}
         match msg {
-            Msg::Wake { next_due_at_ms } => {
+            Msg::Wake { foreign_ms } => {
                 state.args.deps.pass(Point::LaneWake, None);
                 state.lane.woken();
                 state.more = true;
-                state.next_due_at_ms = next_due_at_ms;
+                state.foreign_ms = foreign_ms;
             }
             Msg::Look => {
                 state.timer = None;
@@ -197,7 +199,8 @@ impl State {
         self.more = false;
         let mut leave_out = ask.leave_out;
         leave_out.extend(self.in_flight.keys());
-        let until_ms = due_until(self.next_due_at_ms, now.wall_ms, settings.interval_max());
+        // Once: what comes back from it has a due time of this clock, and waits for it.
+        let until_ms = self.foreign_ms.take().unwrap_or(now.wall_ms);
         let limit = u32::try_from(ask.limit).unwrap_or(u32::MAX);
         let (lane, reader) = (self.args.no, self.args.deps.ledger.reader().clone());
         let me = me.clone();
@@ -406,19 +409,6 @@ impl State {
     }
 }
 
-/// Up to when deliveries count as due. A due time further off than any interval was written under another clock, and
-/// must not wait for it (rule 4).
-fn due_until(next_due_at_ms: i64, now_ms: i64, interval_max: Duration) -> i64 {
-    if is_due(next_due_at_ms, now_ms, interval_max) { now_ms.max(next_due_at_ms) } else { now_ms }
-}
-
-/// Whether a lane whose first delivery is due at `next_due_at_ms` has something to send now.
-pub fn is_due(next_due_at_ms: i64, now_ms: i64, interval_max: Duration) -> bool {
-    let slack_ms = 60_000;
-    let horizon_ms = now_ms.saturating_add_unsigned(millis(interval_max)).saturating_add(slack_ms);
-    next_due_at_ms <= now_ms || horizon_ms < next_due_at_ms
-}
-
 /// Says that the task of an attempt panicked. An abort is no panic: then the lane itself is gone.
 struct Mourner {
     me: ActorRef<Msg>,
@@ -568,25 +558,4 @@ where
 
 pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_due_time_beyond_every_interval_does_not_wait() {
-        let hour = Duration::from_secs(3_600);
-        let now_ms = 1_000_000_000;
-        for (next_ms, due) in [
-            (now_ms - 1, true),
-            (now_ms, true),
-            (now_ms + 1, false),
-            (now_ms + 3_600_000, false),
-            (now_ms + 3_700_000, true),
-        ] {
-            assert_eq!(is_due(next_ms, now_ms, hour), due, "{}", next_ms - now_ms);
-            assert_eq!(due_until(next_ms, now_ms, hour), if due { now_ms.max(next_ms) } else { now_ms });
-        }
-    }
 }

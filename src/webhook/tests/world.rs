@@ -216,6 +216,11 @@ impl World {
         self.until_passed_so_far(point, self.trap().passed(point) + times).await;
     }
 
+    /// Waits until the sender looked into the outbox so many times more.
+    pub async fn until_looked(&self, times: usize) {
+        self.until_passed(Point::SenderTick, times).await;
+    }
+
     /// Waits until a point was passed so many times.
     pub async fn until_passed_so_far(&self, point: Point, times: usize) {
         self.until(point.name(), async || times <= self.trap().passed(point)).await;
@@ -350,6 +355,11 @@ impl Receiver {
         self.desk.lock().unwrap().seen.clone()
     }
 
+    /// The same without summaries and per-batch URLs.
+    pub fn products(&self) -> Vec<Seen> {
+        self.seen().into_iter().filter(|seen| seen.path == "/product").collect()
+    }
+
     pub fn most_at_once_per_id(&self) -> usize {
         self.desk.lock().unwrap().most_at_once_per_id
     }
@@ -357,8 +367,10 @@ impl Receiver {
     /// The indexes of the products in the order in which each was first seen.
     pub fn first_seen_indexes(&self) -> Vec<u32> {
         let mut first = HashMap::new();
-        let seen = self.seen().into_iter().filter(|seen| seen.path == "/product");
-        let indexes = seen.filter_map(|seen| seen.id.rsplit('_').next().and_then(|index| index.parse().ok()));
+        let indexes = self
+            .products()
+            .into_iter()
+            .filter_map(|seen| seen.id.rsplit('_').next().and_then(|index| index.parse().ok()));
         indexes.filter(|index| first.insert(*index, ()).is_none()).collect()
     }
 }
