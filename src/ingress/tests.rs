@@ -637,6 +637,8 @@ async fn a_peer_that_hangs_up_during_the_commit_loses_no_batch() {
         tokio::task::yield_now().await;
     }
     drop(client);
+    // The reactor tells of the hang-up before it tells of what is sent after it.
+    assert_eq!(server.get("/livez").await.status, 200);
     server.fake.set(Mode::Writing);
     timeout(PATIENCE, server.batches.changed()).await.unwrap().unwrap();
     assert_eq!(server.fake.stored(), 1);
