@@ -7,5 +7,6 @@ mod accept;
 mod config;
 mod deliver;
 mod explain;
+mod restart;
 mod scrape;
 mod shutdown;
