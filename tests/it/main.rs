@@ -7,6 +7,7 @@ mod accept;
 mod config;
 mod deliver;
 mod explain;
+mod restart;
 mod scrape;
 mod shutdown;
 mod tor;
