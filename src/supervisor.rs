@@ -122,6 +122,12 @@ pub struct Parts {
     pub listener: Option<Arc<TcpListener>>,
 }
 
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").finish_non_exhaustive()
+    }
+}
+
 /// Why the root gives the process up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Escalation {

@@ -1,7 +1,7 @@
 //! `glaneur serve`: configuration → log → ledger → listener → supervision tree → wait → drain.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -153,7 +153,7 @@ fn refuse(error: &OpenError) -> Exit {
 }
 
 /// Nothing in memory is trusted any more: the next process goes on from the ledger, and charges nobody for this end.
-fn escalate(ledger: &PathBuf, escalation: Option<Escalation>) -> Exit {
+fn escalate(ledger: &Path, escalation: Option<Escalation>) -> Exit {
     if let Err(error) = sqlite::mark_escalated(ledger) {
         complain(format_args!("cannot mark the escalation beside {}: {error}", ledger.display()));
     }
