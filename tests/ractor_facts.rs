@@ -1,4 +1,5 @@
 //! Facts about ractor that restart and drain rest on. If an update of ractor breaks one, the supervision has to change.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};

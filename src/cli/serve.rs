@@ -1,7 +1,7 @@
 //! `glaneur serve`: configuration → log → ledger → listener → supervision tree → wait → drain.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -66,8 +66,12 @@ async fn serve(found: find::Found) -> Result<Exit, Exit> {
     let started = Instant::now();
     Event::DrainStarted { signal: name, seconds: drain.as_secs() }.emit();
     let work = async {
-        // The coming death is nobody's fault. If it cannot be written, a product may be charged with it.
-        let _ = ledger.write(|store| store.mark_stopping()).await;
+        // The coming death is nobody's fault: said in the ledger, or beside it where there is no room.
+        if ledger.write(|store| store.mark_stopping()).await.is_err()
+            && let Err(error) = sqlite::mark_escalated(&ledger_path)
+        {
+            complain(format_args!("cannot mark the stop beside {}: {error}", ledger_path.display()));
+        }
         let plan = DrainPlan::new(started, drain);
         root.call(|reply| supervisor::Msg::Drain { plan, reply }, None).await
     };
@@ -153,7 +157,7 @@ fn refuse(error: &OpenError) -> Exit {
 }
 
 /// Nothing in memory is trusted any more: the next process goes on from the ledger, and charges nobody for this end.
-fn escalate(ledger: &PathBuf, escalation: Option<Escalation>) -> Exit {
+fn escalate(ledger: &Path, escalation: Option<Escalation>) -> Exit {
     if let Err(error) = sqlite::mark_escalated(ledger) {
         complain(format_args!("cannot mark the escalation beside {}: {error}", ledger.display()));
     }

@@ -122,11 +122,11 @@ impl<V> Queue<V> {
             };
         }
         let suspect = self.ready_suspect(now, open, |_| true);
-        if self.ordinary_credit > 0 || suspect.is_none() {
-            if let Some(site) = self.ready_shop(now, open) {
-                self.ordinary_credit = self.ordinary_credit.saturating_sub(1);
-                return self.start_ordinary(&site, now);
-            }
+        if (self.ordinary_credit > 0 || suspect.is_none())
+            && let Some(site) = self.ready_shop(now, open)
+        {
+            self.ordinary_credit = self.ordinary_credit.saturating_sub(1);
+            return self.start_ordinary(&site, now);
         }
         match suspect {
             Some(at) if self.in_flight == 0 => self.start_suspect(at, now),

@@ -1,5 +1,6 @@
 //! The daemon as its users meet it: the real binary, a child process on a free port, against stand-ins at the edge of
 //! the network or the real tor. The names are the specification.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
 

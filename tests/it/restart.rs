@@ -2,7 +2,6 @@
 
 mod kills;
 
-
 use glaneur_kit::receiver::Seen;
 
 /// Waits until one of the three shops has a request that fits, after the `marks` taken by [`marks`].

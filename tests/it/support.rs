@@ -38,6 +38,7 @@ impl Stage {
     }
 
     /// `n` products that every shop has.
+    #[allow(dead_code, reason = "for the tests of many products")]
     pub fn of(n: usize) -> Self {
         Self::direct(Catalogue::synthetic(n, 7))
     }
