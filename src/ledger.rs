@@ -14,6 +14,7 @@
 //! Readers have their own read-only connections.
 
 pub mod actor;
+pub mod audit;
 pub mod reader;
 pub mod sqlite;
 pub mod store;

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::{complain, find};
 use crate::config::Config;
 use crate::exit::Exit;
+use crate::ledger::audit;
 use crate::ledger::sqlite::{self, OpenError};
 use crate::supervisor::{self, DrainPlan, Escalation};
 use crate::telemetry::{self, Event};
@@ -57,6 +58,7 @@ async fn serve(found: find::Found) -> Result<Exit, Exit> {
         complain_and(Exit::Escalated, format_args!("the supervision tree did not start: {error}"))
     })?;
     say_address(address);
+    tokio::spawn(audit::keep_counting(ledger.reader().clone()));
 
     let name = tokio::select! {
         name = signals.next() => name,

@@ -298,7 +298,10 @@ impl Shared {
         }
         let writes = self.ledger.write(|store| store.touch()).await.is_ok();
         let tally = self.ledger.reader().read(|ledger| ledger.tally()).await;
-        let probe = Probe { writes, conserved: tally.is_ok_and(|tally| tally.holds()) };
+        let probe = Probe {
+            writes,
+            conserved: tally.is_ok_and(|tally| tally.holds()) && self.ledger.reader().is_conserved(),
+        };
         *last = Some((Instant::now(), probe));
         probe
     }

@@ -1,6 +1,7 @@
 //! Reads beside the writer: a few read-only connections, each read on a blocking thread.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -13,6 +14,8 @@ pub struct LedgerReader {
     idle: Arc<Mutex<Vec<Box<dyn Read>>>>,
     /// As many permits as connections: a permit in hand means an idle connection is there.
     permits: Arc<Semaphore>,
+    /// The conservation law was seen broken.
+    broken: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for LedgerReader {
@@ -24,7 +27,16 @@ impl fmt::Debug for LedgerReader {
 impl LedgerReader {
     pub fn new(connections: Vec<Box<dyn Read>>) -> Self {
         let permits = Arc::new(Semaphore::new(connections.len()));
-        Self { idle: Arc::new(Mutex::new(connections)), permits }
+        Self { idle: Arc::new(Mutex::new(connections)), permits, broken: Arc::default() }
+    }
+
+    /// Whether the counters and a recount have always agreed.
+    pub fn is_conserved(&self) -> bool {
+        !self.broken.load(Ordering::Acquire)
+    }
+
+    pub(super) fn mark_broken(&self) {
+        self.broken.store(true, Ordering::Release);
     }
 
     /// Runs `query` on one consistent snapshot.

@@ -7,6 +7,7 @@ mod support;
 mod accept;
 mod config;
 mod deliver;
+mod docs;
 mod explain;
 mod restart;
 mod scrape;
