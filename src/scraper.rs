@@ -25,7 +25,7 @@ pub mod visit;
 mod stand_in;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use tokio::time::Instant;
@@ -54,7 +54,7 @@ pub struct Visit {
     /// Charged by two deaths of the process: runs alone.
     pub suspect: bool,
     /// Whether the ledger knows that a visit of this product started; shared by the product's visits.
-    pub started: Arc<AtomicBool>,
+    pub announced: Arc<Announced>,
     pub ticket: Ticket,
 }
 
@@ -122,9 +122,48 @@ impl Visit {
     pub fn label(&self) -> queue::Label {
         queue::Label { site: self.site.clone(), key: self.key, suspect: self.suspect }
     }
+}
 
-    /// Whether the ledger has yet to hear that this product is being visited. A suspect says so for each visit.
-    pub fn must_announce(&self) -> bool {
-        self.suspect || !self.started.load(Ordering::Acquire)
+/// What the ledger knows of a product's visits, and how many are in flight.
+///
+/// A suspect that gets the floor clears the marks of all others (none of them is in flight then), so a mark holds only
+/// until the next one does: it carries the number of those before it.
+#[derive(Debug, Default)]
+pub struct Announced {
+    /// 0: the ledger holds no mark.
+    at: AtomicU64,
+    in_flight: AtomicU32,
+    /// Held while a suspect's mark is written: its visits side by side must not undo each other's.
+    writing: tokio::sync::Mutex<()>,
+}
+
+impl Announced {
+    /// `floor`: how many suspects have had the floor.
+    pub fn holds(&self, floor: u64) -> bool {
+        self.at.load(Ordering::Acquire) == floor + 1
+    }
+
+    pub fn set(&self, floor: u64) {
+        self.at.store(floor + 1, Ordering::Release);
+    }
+
+    /// Whether there was a mark.
+    pub fn withdraw(&self) -> bool {
+        self.at.swap(0, Ordering::AcqRel) != 0
+    }
+
+    /// Counts a visit until the value is dropped, also by a panic.
+    fn enter(self: &Arc<Self>) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        InFlight(Arc::clone(self))
+    }
+}
+
+#[derive(Debug)]
+struct InFlight(Arc<Announced>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -18,7 +17,7 @@ use crate::ledger::store::{Claim, Claimed, Ended, OpenBatch, StoreError};
 use crate::ledger::{LedgerError, LedgerHandle};
 use crate::model::batch::Outcome;
 use crate::model::{Gtin, ProductKey, SiteName};
-use crate::scraper::{Answer, CATALOGUE, ScrapersHandle, Ticket, Visit};
+use crate::scraper::{Announced, Answer, CATALOGUE, ScrapersHandle, Ticket, Visit};
 use crate::telemetry::Event;
 use crate::wall;
 
@@ -88,7 +87,7 @@ struct Live {
     product: Product,
     ean: Box<str>,
     suspect: bool,
-    started: Arc<AtomicBool>,
+    announced: Arc<Announced>,
     first_dial: Option<Instant>,
     /// Since when nothing is asked or due, which should not be.
     still_since: Option<Instant>,
@@ -242,9 +241,9 @@ impl State {
         }
         let replacement = replacement.and_then(|text| Gtin::parse(&text).ok());
         let (product, effects) = Product::claimed(gtin, replacement, &self.arguments.plan);
-        let (ean, started) = (ean.into(), Arc::default());
+        let (ean, announced) = (ean.into(), Arc::default());
         self.products
-            .insert(index, Live { product, ean, suspect, started, first_dial: None, still_since: None });
+            .insert(index, Live { product, ean, suspect, announced, first_dial: None, still_since: None });
         self.perform(index, effects, me);
     }
 
@@ -311,7 +310,7 @@ impl State {
             attempt,
             claim: *claim,
             suspect: live.suspect,
-            started: Arc::clone(&live.started),
+            announced: Arc::clone(&live.announced),
             ticket,
         };
         if let Err(visit) = scrapers.ask(visit) {
@@ -329,7 +328,7 @@ impl State {
     fn rest_if_still(&mut self, index: u32) {
         let key = self.key(index);
         let Some(live) = self.products.get(&index) else { return };
-        if live.product.is_asked() || !live.started.swap(false, Ordering::AcqRel) {
+        if live.product.is_asked() || !live.announced.withdraw() {
             return;
         }
         let (ledger, claim) = (self.arguments.ledger.clone(), self.arguments.claim);

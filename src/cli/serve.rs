@@ -69,10 +69,8 @@ async fn serve(found: find::Found) -> Result<Exit, Exit> {
     Event::DrainStarted { signal: name, seconds: drain.as_secs() }.emit();
     let work = async {
         // The coming death is nobody's fault: said in the ledger, or beside it where there is no room.
-        if ledger.write(|store| store.mark_stopping()).await.is_err()
-            && let Err(error) = sqlite::mark_escalated(&ledger_path)
-        {
-            complain(format_args!("cannot mark the stop beside {}: {error}", ledger_path.display()));
+        if ledger.write(|store| store.mark_stopping()).await.is_err() {
+            mark_beside(&ledger_path);
         }
         let plan = DrainPlan::new(started, drain);
         root.call(|reply| supervisor::Msg::Drain { plan, reply }, None).await
@@ -84,6 +82,8 @@ async fn serve(found: find::Found) -> Result<Exit, Exit> {
         }
         _ = signals.next() => {
             Event::DrainCut {}.emit();
+            // The ledger may not have been told yet that this stop was asked for; the file beside it says so at once.
+            mark_beside(&ledger_path);
             Ok(Exit::Cut)
         }
         // A part that failed in the drain ends it; the next start goes on from the ledger.
@@ -160,13 +160,20 @@ fn refuse(error: &OpenError) -> Exit {
 
 /// Nothing in memory is trusted any more: the next process goes on from the ledger, and charges nobody for this end.
 fn escalate(ledger: &Path, escalation: Option<Escalation>) -> Exit {
-    if let Err(error) = sqlite::mark_escalated(ledger) {
-        complain(format_args!("cannot mark the escalation beside {}: {error}", ledger.display()));
-    }
+    mark_beside(ledger);
     if escalation.is_none() {
         Event::ActorEscalated { actor: "root", failures: 1, detail: "the root ended" }.emit();
     }
     Exit::Escalated
+}
+
+fn mark_beside(ledger: &Path) {
+    if let Err(error) = sqlite::mark_escalated(ledger) {
+        complain(format_args!(
+            "cannot say beside {} that this end is nobody's fault: {error}",
+            ledger.display()
+        ));
+    }
 }
 
 fn complain_and(exit: Exit, message: impl std::fmt::Display) -> Exit {

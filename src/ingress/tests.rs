@@ -165,6 +165,9 @@ impl Store for Fake {
     fn rest(&mut self, _: ProductKey, _: Claim) -> Result<(), StoreError> {
         not_here()
     }
+    fn rest_all_but(&mut self, _: ProductKey) -> Result<(), StoreError> {
+        not_here()
+    }
     fn put_back(&mut self, _: ProductKey, _: Claim) -> Result<(), StoreError> {
         not_here()
     }

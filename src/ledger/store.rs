@@ -119,6 +119,8 @@ pub trait Store: Send {
     fn start(&mut self, key: ProductKey, claim: Claim) -> Result<bool, StoreError>;
     /// No visit of the product is in flight any more: a death of the process is not its fault.
     fn rest(&mut self, key: ProductKey, claim: Claim) -> Result<(), StoreError>;
+    /// A suspect runs alone: no visit of any other product is in flight, whoever claimed it.
+    fn rest_all_but(&mut self, key: ProductKey) -> Result<(), StoreError>;
     /// Puts a claimed product back, uncharged.
     fn put_back(&mut self, key: ProductKey, claim: Claim) -> Result<(), StoreError>;
     /// Puts back what older incarnations of the batch's coordinator hold; how many.

@@ -27,6 +27,8 @@ use crate::telemetry::Event;
 pub struct Gear {
     pub scrapers: usize,
     pub ledger: LedgerHandle,
+    /// How many visits of suspects had the floor: each cleared the marks of all other products in the ledger.
+    pub floor: AtomicU64,
     pub tor: TorGate,
     pub probe_timeout: Duration,
     pub shops: BTreeMap<SiteName, Shop>,

@@ -15,11 +15,13 @@ use super::fetch::{FetchError, Verdict};
 use super::pace::Pace;
 use super::probe::{self, TorAway};
 use super::tor::TorState;
-use super::{CATALOGUE, Ticket, Visit};
+use super::{Announced, CATALOGUE, Ticket, Visit};
 use crate::batch::machine::{Again, VisitEnd};
 use crate::failpoint::{self, Point};
+use crate::ledger::LedgerError;
+use crate::ledger::store::{Claim, Store};
 use crate::model::page::{Page, Request, Via};
-use crate::model::{Gtin, Reason, SiteName};
+use crate::model::{Gtin, ProductKey, Reason, SiteName};
 use crate::recipe::extract::{self, Match};
 use crate::recipe::{Found, Recipe, RecipeError, search};
 use crate::telemetry::Event;
@@ -57,14 +59,13 @@ struct Errand {
 impl Call<'_> {
     /// Does the visit and answers its ticket.
     pub async fn run(&mut self, mut visit: Visit) {
-        if visit.must_announce() {
-            let (key, claim) = (visit.key, visit.claim);
-            match self.gear.ledger.write(move |store| store.start(key, claim)).await {
-                Ok(true) => visit.started.store(true, Ordering::Release),
-                Ok(false) => return visit.ticket.answer(VisitEnd::Void),
-                // Not known to be on disk: nothing may be dialled.
-                Err(_) => return visit.ticket.answer(VisitEnd::Lost { dialled: false }),
-            }
+        let mark = Mark::of(&visit, self.gear);
+        let in_flight = mark.announced.enter();
+        match mark.write().await {
+            Ok(true) => {}
+            Ok(false) => return visit.ticket.answer(VisitEnd::Void),
+            // Not known to be on disk: nothing may be dialled.
+            Err(_) => return visit.ticket.answer(VisitEnd::Lost { dialled: false }),
         }
         let started = Instant::now();
         let circuit = self.circuit.id().to_string();
@@ -73,10 +74,9 @@ impl Call<'_> {
         let end = self.visit_or_put_back(&mut visit, started).await;
         failpoint::hit(Point::ScraperFetched);
         facts.tell_ended(&circuit, &end, started.elapsed());
+        drop(in_flight);
         if visit.suspect {
-            let (key, claim) = (visit.key, visit.claim);
-            // Before the next suspect starts: at worst this one is charged with the other's death.
-            let _ = self.gear.ledger.write(move |store| store.rest(key, claim)).await;
+            mark.clear_after_the_last().await;
         }
         visit.ticket.answer(end);
     }
@@ -371,6 +371,59 @@ async fn over(drain: &mut watch::Receiver<Option<Instant>>) {
     match until {
         Ok(Some(until)) => tokio::time::sleep_until(until).await,
         Ok(None) | Err(_) => std::future::pending().await,
+    }
+}
+
+/// The mark in the ledger that a product is being visited: what a death of the process is charged to.
+struct Mark {
+    key: ProductKey,
+    claim: Claim,
+    suspect: bool,
+    announced: Arc<Announced>,
+    gear: Arc<Gear>,
+}
+
+impl Mark {
+    fn of(visit: &Visit, gear: &Arc<Gear>) -> Self {
+        let announced = Arc::clone(&visit.announced);
+        Self { key: visit.key, claim: visit.claim, suspect: visit.suspect, announced, gear: Arc::clone(gear) }
+    }
+
+    /// Before the first dial; a suspect says so for each visit. `false`: the claim is lost.
+    async fn write(&self) -> Result<bool, LedgerError> {
+        let (key, claim, ledger) = (self.key, self.claim, &self.gear.ledger);
+        if self.suspect {
+            // First: whoever starts after this suspect must see that its own mark is gone.
+            let floor = self.gear.floor.fetch_add(1, Ordering::AcqRel) + 1;
+            let _writing = self.announced.writing.lock().await;
+            let start = move |store: &mut dyn Store| {
+                store.rest_all_but(key)?;
+                store.start(key, claim)
+            };
+            return self.noted(ledger.write(start).await?, floor);
+        }
+        let floor = self.gear.floor.load(Ordering::Acquire);
+        if self.announced.holds(floor) {
+            return Ok(true);
+        }
+        self.noted(ledger.write(move |store| store.start(key, claim)).await?, floor)
+    }
+
+    fn noted(&self, held: bool, floor: u64) -> Result<bool, LedgerError> {
+        if held {
+            self.announced.set(floor);
+        }
+        Ok(held)
+    }
+
+    /// A suspect is at rest when the last of its visits side by side has ended, and not before.
+    async fn clear_after_the_last(&self) {
+        let _writing = self.announced.writing.lock().await;
+        if self.announced.in_flight.load(Ordering::Acquire) == 0 {
+            let (key, claim) = (self.key, self.claim);
+            // At worst it is charged with a death that was not its own.
+            let _ = self.gear.ledger.write(move |store| store.rest(key, claim)).await;
+        }
     }
 }
 

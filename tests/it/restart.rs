@@ -1,6 +1,7 @@
 //! Whatever dies, at whatever moment, every product ends in exactly one outcome and every outcome is sent.
 
 mod kills;
+mod suspects;
 
 use glaneur_kit::receiver::Seen;
 

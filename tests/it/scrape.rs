@@ -71,9 +71,9 @@ async fn each_hostile_shop_costs_one_visit_with_its_kind_and_the_rest_is_unharme
     ] {
         let stage = Stage::direct(stocked(&[REAL[0], REAL[1]]))
             .set("fetch", "attempts_max", 1)
-            .set("fetch", "first_byte_timeout", "500ms")
-            .set("fetch", "silence_timeout", "500ms")
-            .set("fetch", "visit_deadline", "2s");
+            .set("fetch", "first_byte_timeout", "3s")
+            .set("fetch", "silence_timeout", "3s")
+            .set("fetch", "visit_deadline", "8s");
         let about = REAL[0];
         let hit = When::is(move |hit| hit.is_about(about) && hit.purpose == Purpose::Page);
         stage.shops.of(ShopKind::Drakkars).behave(hit, conduct.clone());

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -188,6 +189,7 @@ fn gear(
     let fetch = &config.fetch;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Ok(Gear {
+        floor: AtomicU64::new(0),
         scrapers: config.tor.circuits,
         ledger: ledger.clone(),
         tor,

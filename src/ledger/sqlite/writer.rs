@@ -663,6 +663,15 @@ impl Store for SqliteStore {
         Ok(())
     }
 
+    fn rest_all_but(&mut self, key: ProductKey) -> Result<(), StoreError> {
+        self.run(
+            "UPDATE product SET started = 0
+             WHERE state = 1 AND started = 1 AND NOT (batch = ?1 AND idx = ?2)",
+            params![key.batch.0, key.index],
+        )?;
+        Ok(())
+    }
+
     fn put_back(&mut self, key: ProductKey, claim: Claim) -> Result<(), StoreError> {
         let changed = self.run(
             "UPDATE product SET state = 0, claim_epoch = NULL, claim_inc = NULL, started = 0
