@@ -3,8 +3,7 @@
 use std::{
     collections::BTreeSet,
     io::IsTerminal,
-    path::PathBuf,
-    process::Stdio,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -16,8 +15,6 @@ use glaneur_kit::{
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
-use crate::check;
-
 /// The whole batch takes seconds; after this the demonstration has failed.
 const BATCH_MAX: Duration = Duration::from_secs(180);
 
@@ -25,12 +22,9 @@ const BATCH_MAX: Duration = Duration::from_secs(180);
 const CIRCUITS: u32 = 6;
 
 /// Shows the main job; `Ok` only if every webhook came, no product failed, and the daemon ended well.
-pub(crate) async fn run(bin: Option<PathBuf>) -> Result<()> {
+pub(crate) async fn run(bin: &Path) -> Result<()> {
     ensure_tor()?;
-    let binary = match bin {
-        Some(binary) => std::path::absolute(&binary).because(format_args!("find {}", binary.display()))?,
-        None => build()?,
-    };
+    let binary = bin.canonicalize().because(format_args!("find {}", bin.display()))?;
 
     let begun = Instant::now();
     eprintln!("Starting a private Tor network: an authority, three exits, a client ...");
@@ -67,22 +61,6 @@ pub(crate) async fn run(bin: Option<PathBuf>) -> Result<()> {
         None => Ok(()),
         Some(failed) => Err(Trouble::new(format!("a product failed: {failed}"))),
     }
-}
-
-/// Builds the daemon, and says where it is.
-fn build() -> Result<PathBuf> {
-    eprintln!("Building the daemon ...");
-    let mut cargo = check::command();
-    cargo.args(["build", "--release", "--package", "glaneur", "--message-format", "json-render-diagnostics"]);
-    let output = cargo.stderr(Stdio::inherit()).output().because("run cargo build")?;
-    if !output.status.success() {
-        return Err(Trouble::new(format!("cargo build failed ({})", output.status)));
-    }
-    let built = String::from_utf8_lossy(&output.stdout).lines().rev().find_map(|line| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        (message["target"]["name"] == "glaneur").then(|| message["executable"].as_str().map(PathBuf::from))?
-    });
-    built.ok_or_else(|| Trouble::new("cargo build made no program named glaneur"))
 }
 
 /// Where networks are kept between runs: beside this program.

@@ -1,15 +1,17 @@
-//! The project's own commands: `demo` shows the main job end to end, `check` is the gate before a commit and in CI.
+//! `glaneur-kit demo`: the main job, end to end. `./demo` at the root of the repository builds what it needs and runs it.
 #![allow(clippy::print_stdout, reason = "what these commands print is what they are for")]
 
-mod check;
 mod demo;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 use glaneur_kit::{Result, Trouble};
 
-/// Shows and checks glaneur on this machine, with a private Tor network.
+/// Shows glaneur on this machine, with a private Tor network.
 #[derive(Debug, Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -20,20 +22,15 @@ struct Arguments {
 enum Command {
     /// Runs the main job end to end: the daemon, real tor, three shops, a receiver, the real batch of eight.
     Demo {
-        /// The daemon to run; without it, one is built first.
+        /// The daemon to run.
         #[arg(long)]
-        bin: Option<PathBuf>,
+        bin: PathBuf,
     },
-    /// Runs everything a change must pass: format, lints, documentation, tests.
-    Check,
 }
 
 fn main() -> ExitCode {
-    let done = match Arguments::parse().command {
-        Command::Demo { bin } => run_demo(bin),
-        Command::Check => check::run(),
-    };
-    match done {
+    let Command::Demo { bin } = Arguments::parse().command;
+    match run_demo(&bin) {
         Ok(()) => ExitCode::SUCCESS,
         Err(trouble) => {
             eprintln!("error: {trouble}");
@@ -42,7 +39,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_demo(bin: Option<PathBuf>) -> Result<()> {
+fn run_demo(bin: &Path) -> Result<()> {
     use glaneur_kit::Because;
     let runtime = tokio::runtime::Runtime::new().because("start a runtime")?;
     runtime.block_on(async {

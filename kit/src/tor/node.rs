@@ -172,11 +172,12 @@ pub(super) fn authority_line(run: &Path, subnet: &Subnet) -> Result<String> {
     ))
 }
 
-/// What all have. Each ends when we are gone, whatever happened to us.
+/// What all have. Each ends when we are gone, whatever happened to us. Nobody asks for countries here, and reading the
+/// tables of them is most of the work of a start: seconds on a loaded machine.
 fn common(dir: &Path) -> String {
     format!(
         "TestingTorNetwork 1\nDataDirectory {dir}\nLog notice file {dir}/log\nShutdownWaitLength 0\n\
-         PathsNeededToBuildCircuits 0.67\n__OwningControllerProcess {owner}\n",
+         PathsNeededToBuildCircuits 0.67\nGeoIPFile /dev/null\nGeoIPv6File /dev/null\n__OwningControllerProcess {owner}\n",
         dir = dir.display(),
         owner = std::process::id(),
     )
