@@ -301,7 +301,7 @@ impl State {
             }
             return;
         }
-        let writable = *self.gear.ledger.health().borrow() == Health::Writing;
+        let writable = *self.gear.ledger.health().borrow() != Health::Full;
         let open = Open { tor: writable && self.gear.tor.is_there(), direct: writable };
         while let Some(free) = self.workers.iter().position(Worker::is_free) {
             match self.queue.next(Instant::now(), open) {
