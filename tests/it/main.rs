@@ -6,6 +6,8 @@ mod support;
 mod accept;
 mod config;
 mod deliver;
+mod disk;
 mod explain;
+mod rubbish;
 mod scrape;
 mod shutdown;
