@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::task::JoinHandle;
 
 use super::reader::LedgerReader;
 use super::store::{Store, StoreError};
@@ -124,6 +125,7 @@ impl Ledger {
         self.publisher.withdraw();
         let arguments = State {
             store: Some(store),
+            committing: None,
             waiting: Vec::new(),
             outbox: self.outbox.clone(),
             health: self.health.clone(),
@@ -195,8 +197,8 @@ where
 enum Msg {
     /// Ask: answered after COMMIT, or when the command is known to be rolled back.
     Write(Command),
-    /// Tell: a group is done, and here is the store back. Sent by the ledger's own blocking task.
-    Committed { store: Box<dyn Store>, fate: GroupFate },
+    /// Tell: a group is done. Sent by the ledger's own blocking task, which gives the store back as it ends.
+    Committed { fate: GroupFate },
     /// Tell: look how much room there is. Sent by the ledger to itself.
     LookForRoom,
 }
@@ -236,6 +238,7 @@ struct LedgerActor {
 struct State {
     /// `None` while a group is being committed.
     store: Option<Box<dyn Store>>,
+    committing: Option<JoinHandle<Box<dyn Store>>>,
     waiting: Vec<Command>,
     outbox: watch::Sender<u64>,
     health: watch::Sender<Health>,
@@ -261,10 +264,13 @@ impl Actor for LedgerActor {
                 failpoint::hit(Point::LedgerWrite);
                 state.waiting.push(command);
             }
-            Msg::Committed { store, fate } => {
+            Msg::Committed { fate } => {
                 failpoint::hit(Point::LedgerCommitted);
-                let low = state.store.insert(store).low();
-                state.settle(fate, low)?;
+                let was_full = *state.health.borrow() == Health::Full;
+                let store = state.committed().await?;
+                let low = store.low();
+                let cramped = was_full && !store.has_room();
+                state.settle(fate, low, cramped)?;
             }
             Msg::LookForRoom => {
                 me.send_after(LOOK_FOR_ROOM_EVERY, || Msg::LookForRoom);
@@ -272,6 +278,14 @@ impl Actor for LedgerActor {
             }
         }
         self.commit_waiting(&me, state);
+        Ok(())
+    }
+
+    /// Closes the store before the supervisor hears of the end: ractor drops the state only afterwards, and the process
+    /// would be gone with everything still in the store's log.
+    async fn post_stop(&self, _: ActorRef<Msg>, state: &mut State) -> Result<(), ActorProcessingErr> {
+        state.committed().await?;
+        drop(state.store.take());
         Ok(())
     }
 }
@@ -286,19 +300,32 @@ impl LedgerActor {
         let rest = state.waiting.split_off(self.group_max.min(state.waiting.len()));
         let group = std::mem::replace(&mut state.waiting, rest);
         let me = me.clone();
-        tokio::task::spawn_blocking(move || {
+        state.committing = Some(tokio::task::spawn_blocking(move || {
             // A command that panics must not take the store along unheard: the actor would wait for it for ever.
             let fate = catch_unwind(AssertUnwindSafe(|| commit(store.as_mut(), group)));
             let fate =
                 fate.unwrap_or_else(|_| GroupFate::Lost(StoreError::Other("a command panicked".into())));
-            // Fails only if the actor is gone; the store closes with the message.
-            let _ = me.cast(Msg::Committed { store, fate });
-        });
+            // Fails only if the actor is gone; the store closes when this task ends.
+            let _ = me.cast(Msg::Committed { fate });
+            store
+        }));
     }
 }
 
 impl State {
-    fn settle(&mut self, fate: GroupFate, low: bool) -> Result<(), ActorProcessingErr> {
+    /// The store, once the group in hand is done. Fails only while the process ends.
+    async fn committed(&mut self) -> Result<&mut dyn Store, ActorProcessingErr> {
+        if let Some(committing) = self.committing.take() {
+            self.store = Some(committing.await?);
+        }
+        match &mut self.store {
+            Some(store) => Ok(store.as_mut()),
+            None => Err("the store is gone".into()),
+        }
+    }
+
+    /// `cramped`: the disk was full, and has no more room than before.
+    fn settle(&mut self, fate: GroupFate, low: bool, cramped: bool) -> Result<(), ActorProcessingErr> {
         let room = if low { Health::Low } else { Health::Writing };
         match fate {
             GroupFate::Durable { commands, full } => {
@@ -307,7 +334,7 @@ impl State {
                 }
                 // A group of nothing proves nothing about a disk that was full.
                 let was_full = commands == 0 && *self.health.borrow() == Health::Full;
-                self.set_health(if was_full || (full && !low) { Health::Full } else { room });
+                self.set_health(if was_full || cramped || (full && !low) { Health::Full } else { room });
             }
             GroupFate::Full => self.set_health(Health::Full),
             GroupFate::Refused => {}

@@ -108,6 +108,12 @@ pub trait Store: Send {
         false
     }
 
+    /// Whether there is room for more than the next small write. Asked only of a disk that was found full: what the
+    /// store has reserved takes small writes for a long time yet, and accepts would be let in and refused in turn.
+    fn has_room(&mut self) -> bool {
+        true
+    }
+
     fn readdress(&mut self, addressing: Addressing);
 
     /// Transaction 1.

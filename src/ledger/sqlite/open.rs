@@ -88,7 +88,7 @@ pub enum OpenError {
     Corrupt { path: PathBuf, detail: String },
     #[error("no room on the disk of the ledger {}: free some, then start again", path.display())]
     Full { path: PathBuf },
-    #[error("cannot {deed} {}", path.display())]
+    #[error("cannot {deed} {}: {source}", path.display())]
     Io {
         deed: &'static str,
         path: PathBuf,

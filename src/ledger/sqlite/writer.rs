@@ -89,6 +89,8 @@ pub(super) fn to_json(value: &impl serde::Serialize) -> Result<String, StoreErro
 
 /// A WAL larger than this is cut back, even if readers have to be waited for.
 const WAL_BYTES_MAX: u64 = 64 << 20;
+/// A disk that was full has room again from here on: several batches of the common size with their outcomes.
+const ROOM_BYTES_MIN: u64 = 1 << 20;
 /// How often its size is looked at.
 const WAL_LOOK_EVERY: u32 = 64;
 /// How long the end waits for readers.
@@ -586,6 +588,10 @@ impl Store for SqliteStore {
         let low =
             self.free_bytes_min > 0 && free_bytes(&self.path).is_some_and(|free| free < self.free_bytes_min);
         *self.low.insert(low)
+    }
+
+    fn has_room(&mut self) -> bool {
+        free_bytes(&self.path).is_none_or(|free| free >= ROOM_BYTES_MIN)
     }
 
     fn readdress(&mut self, addressing: Addressing) {
