@@ -1,8 +1,8 @@
 //! Whatever dies, at whatever moment, every product ends in exactly one outcome and every outcome is sent.
 
+mod actors;
 mod kills;
 mod suspects;
-
 
 use glaneur_kit::receiver::Seen;
 

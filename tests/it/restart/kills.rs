@@ -123,7 +123,8 @@ struct Siege {
 impl Siege {
     async fn start(rng: Rng) -> Self {
         let stock: Vec<&str> = STOCK.into_iter().chain([REPLACEMENT]).collect();
-        let stage = Stage::direct(stocked(&stock)).set("ledger", "claims_max", 100_000).set("log", "level", "info");
+        let stage =
+            Stage::direct(stocked(&stock)).set("ledger", "claims_max", 100_000).set("log", "level", "info");
         let here = stage.receiver.address().to_string();
         let stage = stage.set("webhooks", "hosts", json!([here]));
         let mut daemon = stage.start().await;
@@ -258,7 +259,8 @@ impl Siege {
     async fn submit(&mut self) -> String {
         let n = self.batches.len();
         let first = STOCK[self.rng.below(STOCK.len())];
-        let mut eans = vec![json!({"primary": first}), json!({"primary": REPLACED, "replacement": REPLACEMENT})];
+        let mut eans =
+            vec![json!({"primary": first}), json!({"primary": REPLACED, "replacement": REPLACEMENT})];
         let mut expected = vec!["found", "found"];
         if self.rng.coin() {
             eans.extend([json!({"primary": first, "replacement": null}), json!({"primary": NOWHERE})]);
@@ -270,7 +272,8 @@ impl Siege {
         }
         let metadata = json!({"n": n, "text": "né d'un été"});
         let mut body = json!({"eans": eans, "metadata": metadata, "ignored3400": ["3400930000120"]});
-        let shops = [&["pharmagdd"][..], &["cocooncenter", "drakkars"], &["cocooncenter", "pharmagdd", "drakkars"]];
+        let shops =
+            [&["pharmagdd"][..], &["cocooncenter", "drakkars"], &["cocooncenter", "pharmagdd", "drakkars"]];
         body["sites"] = json!(shops[self.rng.below(3)]);
         let mut summaries = vec!["/s"];
         if self.rng.coin() {
@@ -289,7 +292,8 @@ impl Siege {
     async fn views(&self) -> Vec<Value> {
         let seen = self.stage.receiver.seen();
         let mut views = Vec::new();
-        for batch in self.batches.iter().filter(|batch| batch.summaries_taken(&seen) < batch.summaries.len()) {
+        for batch in self.batches.iter().filter(|batch| batch.summaries_taken(&seen) < batch.summaries.len())
+        {
             let (status, view) = self.daemon.get(&batch.url).await.unwrap();
             assert_eq!(status, 200, "{view}");
             views.push(view);
@@ -364,7 +368,11 @@ impl Siege {
         let indices: Vec<_> = products.iter().map(|product| product["index"].as_u64().unwrap()).collect();
         assert_eq!(indices, (1..=batch.expected.len() as u64).collect::<Vec<_>>());
         for (product, expected) in products.iter().zip(&batch.expected) {
-            assert_eq!((&product["state"], &product["status"]), (&json!("ended"), &json!(expected)), "{product}");
+            assert_eq!(
+                (&product["state"], &product["status"]),
+                (&json!("ended"), &json!(expected)),
+                "{product}"
+            );
             assert_ne!(product["reason"]["kind"], "crashed");
         }
         let id = |product: &Value| product["delivery"]["webhook_id"].as_str().unwrap().to_owned();
@@ -388,12 +396,16 @@ fn check_webhooks(batch: &Sent, seen: &[Seen], ids: &[String]) {
         assert_eq!(first_taken.1["metadata"], batch.metadata);
     }
     for path in &batch.summaries {
-        let copies: Vec<_> = ours.iter().filter(|(seen, body)| is_summary(body) && seen.path == *path).collect();
+        let copies: Vec<_> =
+            ours.iter().filter(|(seen, body)| is_summary(body) && seen.path == *path).collect();
         let ids: BTreeSet<_> = copies.iter().map(|(seen, _)| seen.webhook_id().unwrap()).collect();
         assert_eq!(ids.len(), 1, "one summary of {} to {path}", batch.id);
         let (first, body) = copies.first().unwrap();
         assert!(all_taken_at < first.order, "the summary comes after the products");
-        assert_eq!(body["deliveries"], json!({"taken": batch.expected.len(), "dead": 0, "open": 0, "unaddressed": 0}));
+        assert_eq!(
+            body["deliveries"],
+            json!({"taken": batch.expected.len(), "dead": 0, "open": 0, "unaddressed": 0})
+        );
         assert_eq!(body["metadata"], batch.metadata);
     }
     let summaries: BTreeSet<_> =
