@@ -115,13 +115,14 @@ mod armed {
     /// Fails here if the environment says so.
     pub fn hit(point: Point) {
         let plans = PLANS.get_or_init(|| plans(&std::env::var("GLANEUR_FAIL").unwrap_or_default()));
-        for plan in plans.iter().filter(|plan| plan.point == point.name()) {
-            if plan.passed.fetch_add(1, Ordering::SeqCst) + 1 == plan.at {
-                match plan.action {
-                    Action::Panic => panic!("fail point {}", plan.point),
-                    Action::Abort => std::process::abort(),
-                }
-            }
+        // Every plan counts every pass, also one at which another plan fires.
+        let fires = |plan: &&Plan| {
+            plan.point == point.name() && plan.passed.fetch_add(1, Ordering::SeqCst) + 1 == plan.at
+        };
+        match plans.iter().filter(fires).last() {
+            Some(Plan { action: Action::Panic, .. }) => panic!("fail point {}", point.name()),
+            Some(Plan { action: Action::Abort, .. }) => std::process::abort(),
+            None => {}
         }
     }
 

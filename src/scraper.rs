@@ -107,7 +107,8 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let dialled = self.dialled_at.is_some();
+        // Dropped otherwise than by a panic, it went down with the pool, which is not the visit's doing.
+        let dialled = self.dialled_at.is_some() && std::thread::panicking();
         self.send_once(VisitEnd::Lost { dialled });
     }
 }

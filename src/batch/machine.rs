@@ -52,7 +52,8 @@ pub enum VisitEnd {
     Failed { reason: Reason, again: Again },
     /// Nothing is charged: Tor was away, the daemon drains.
     PutBack,
-    /// The visit was lost with its scraper or its queue.
+    /// The visit was lost with its scraper or its queue. `dialled`: its own scraper failed after the first dial, which is
+    /// charged.
     Lost { dialled: bool },
     /// The claim was lost: somebody else has, or had, the product.
     Void,

@@ -112,6 +112,8 @@ enum Msg {
     Opened(Result<Vec<OpenBatch>, StoreError>),
     /// Tell: start a failed coordinator again. From a timer.
     Revive(BatchNo),
+    /// Tell: all products of a batch that was set aside have ended. From the task that ended them.
+    SetAside(BatchNo),
     /// Ask: answered when all coordinators have drained.
     Drain { reply: RpcReplyPort<()> },
 }
@@ -122,6 +124,7 @@ impl fmt::Debug for Msg {
             Self::Look => "Look",
             Self::Opened(_) => "Opened",
             Self::Revive(_) => "Revive",
+            Self::SetAside(_) => "SetAside",
             Self::Drain { .. } => "Drain",
         })
     }
@@ -188,6 +191,12 @@ impl Actor for Supervisor {
                 }
             }
             Msg::Revive(batch) => state.start_coordinator(batch, &me).await?,
+            Msg::SetAside(batch) => {
+                if let Some(child) = state.running.remove(&batch) {
+                    Event::BatchEnded { batch_id: child.batch.batch_id.as_str() }.emit();
+                }
+                state.look(&me); // Another one may have waited for its place.
+            }
             Msg::Drain { reply } => state.drain(reply),
         }
         Ok(())
@@ -290,7 +299,11 @@ impl State {
                     "the coordinator of this batch failed {} times: {detail}",
                     child.history.failures()
                 );
-                tokio::spawn(set_aside(self.arguments.ledger.clone(), no, detail));
+                let (work, me) = (set_aside(self.arguments.ledger.clone(), no, detail), me.clone());
+                tokio::spawn(async move {
+                    work.await;
+                    let _ = me.cast(Msg::SetAside(no)); // A successor finds the batch ended.
+                });
             }
         }
     }

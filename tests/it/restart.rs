@@ -1,5 +1,6 @@
 //! Whatever dies, at whatever moment, every product ends in exactly one outcome and every outcome is sent.
 
+mod actors;
 mod kills;
 mod suspects;
 
