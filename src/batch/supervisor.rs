@@ -106,7 +106,9 @@ impl Batches {
 }
 
 enum Msg {
-    /// Tell: look for open batches. From a timer, and when one was accepted.
+    /// Tell: look for batches that are younger than those known. When one was accepted.
+    LookForNew,
+    /// Tell: look for all open batches. The first message, and from a timer.
     Look,
     /// Tell: open batches, oldest first. From a task of the supervisor's own.
     Opened(Result<Vec<OpenBatch>, StoreError>),
@@ -121,6 +123,7 @@ enum Msg {
 impl fmt::Debug for Msg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::LookForNew => "LookForNew",
             Self::Look => "Look",
             Self::Opened(_) => "Opened",
             Self::Revive(_) => "Revive",
@@ -135,6 +138,8 @@ struct Supervisor;
 struct State {
     arguments: Arguments,
     running: HashMap<BatchNo, Child>,
+    /// Every open batch up to this one has, or had, a coordinator.
+    youngest: BatchNo,
     looking: bool,
     /// A batch was accepted while the supervisor was looking.
     look_again: bool,
@@ -166,18 +171,27 @@ impl Actor for Supervisor {
     async fn pre_start(&self, me: ActorRef<Msg>, arguments: Arguments) -> Result<State, ActorProcessingErr> {
         let (mut accepted, batches) = (arguments.accepted.clone(), me.clone());
         let watcher = tokio::spawn(async move {
-            while accepted.changed().await.is_ok() && batches.cast(Msg::Look).is_ok() {}
+            while accepted.changed().await.is_ok() && batches.cast(Msg::LookForNew).is_ok() {}
         });
         me.send_interval(TICK, || Msg::Look);
         let running = HashMap::new();
-        Ok(State { arguments, running, looking: false, look_again: false, draining: false, watcher })
+        Ok(State {
+            arguments,
+            running,
+            youngest: BatchNo(0),
+            looking: false,
+            look_again: false,
+            draining: false,
+            watcher,
+        })
     }
 
     async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
         match msg {
+            Msg::LookForNew => state.look(state.youngest, &me),
             Msg::Look => {
                 failpoint::hit(Point::BatchesTick);
-                state.look(&me);
+                state.look(BatchNo(0), &me);
             }
             Msg::Opened(opened) => {
                 failpoint::hit(Point::BatchesOpened);
@@ -187,7 +201,7 @@ impl Actor for Supervisor {
                     state.open(batch, &me).await?;
                 }
                 if std::mem::take(&mut state.look_again) {
-                    state.look(&me);
+                    state.look(state.youngest, &me);
                 }
             }
             Msg::Revive(batch) => state.start_coordinator(batch, &me).await?,
@@ -195,7 +209,7 @@ impl Actor for Supervisor {
                 if let Some(child) = state.running.remove(&batch) {
                     Event::BatchEnded { batch_id: child.batch.batch_id.as_str() }.emit();
                 }
-                state.look(&me); // Another one may have waited for its place.
+                state.look(state.youngest, &me); // Another one may have waited for its place.
             }
             Msg::Drain { reply } => state.drain(reply),
         }
@@ -214,7 +228,7 @@ impl Actor for Supervisor {
             }
             SupervisionEvent::ActorTerminated(cell, _, _) => {
                 state.running.retain(|_, child| !child.is(&cell));
-                state.look(&me); // One that waited for a coordinator to end may start.
+                state.look(state.youngest, &me); // One that waited for a coordinator to end may start.
             }
             SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => {}
         }
@@ -223,7 +237,7 @@ impl Actor for Supervisor {
 }
 
 impl State {
-    fn look(&mut self, me: &ActorRef<Msg>) {
+    fn look(&mut self, after: BatchNo, me: &ActorRef<Msg>) {
         if self.draining || self.running.len() >= COORDINATORS_MAX {
             return;
         }
@@ -234,7 +248,7 @@ impl State {
         self.looking = true;
         let (reader, me) = (self.arguments.ledger.reader().clone(), me.clone());
         tokio::spawn(async move {
-            let opened = reader.read(|read| read.open_batches(BatchNo(0), COORDINATORS_MAX as u32)).await;
+            let opened = reader.read(move |read| read.open_batches(after, COORDINATORS_MAX as u32)).await;
             let _ = me.cast(Msg::Opened(opened)); // A successor looks for itself.
         });
     }
@@ -244,6 +258,7 @@ impl State {
             return Ok(());
         }
         let no = batch.no;
+        self.youngest = self.youngest.max(no);
         self.running.insert(no, Child { batch, actor: None, history: History::default(), set_aside: false });
         self.start_coordinator(no, me).await
     }

@@ -95,6 +95,8 @@ async fn serve(found: find::Found) -> Result<Exit, Exit> {
 struct Signals {
     term: Signal,
     int: Signal,
+    /// Heard so that it does not end the process, which is what it does to one that does not listen.
+    hup: Signal,
 }
 
 impl Signals {
@@ -103,13 +105,20 @@ impl Signals {
             signal(kind)
                 .map_err(|error| complain_and(Exit::Escalated, format_args!("cannot hear signals: {error}")))
         };
-        Ok(Self { term: listen(SignalKind::terminate())?, int: listen(SignalKind::interrupt())? })
+        Ok(Self {
+            term: listen(SignalKind::terminate())?,
+            int: listen(SignalKind::interrupt())?,
+            hup: listen(SignalKind::hangup())?,
+        })
     }
 
     async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.term.recv() => "SIGTERM",
-            _ = self.int.recv() => "SIGINT",
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return "SIGTERM",
+                _ = self.int.recv() => return "SIGINT",
+                _ = self.hup.recv() => Event::ReloadIgnored {}.emit(),
+            }
         }
     }
 }

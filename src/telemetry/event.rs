@@ -59,6 +59,8 @@ events! {
     DrainStarted = "drain_started", INFO, "drain started" { signal: &'a str, seconds: u64 }
     /// The drain is over and the process ends.
     DrainEnded = "drain_ended", INFO, "drain ended" { duration_ms: u64 }
+    /// SIGHUP came; a changed configuration is taken at the next start.
+    ReloadIgnored = "reload_ignored", WARN, "SIGHUP changes nothing: restart to take a changed configuration" {}
     /// A second signal ended the drain at once.
     DrainCut = "drain_cut", WARN, "second signal: ending at once" {}
 
