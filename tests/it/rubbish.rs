@@ -312,6 +312,22 @@ async fn more_connections_than_allowed_wait_and_are_served_in_the_end() {
 }
 
 #[tokio::test]
+async fn a_low_soft_limit_of_descriptors_is_raised_to_the_hard_one() {
+    let receiver = Receiver::start().unwrap();
+    // Silent peers are kept for longer than the test is patient.
+    let config = config(&receiver).set("server", "header_timeout", "10m");
+    let daemon = Daemon::builder("prlimit").argument("--nofile=64:4096").argument(BINARY).config(config);
+    let daemon = daemon.start().await.unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(TcpStream::connect(daemon.api().address).await.unwrap());
+    }
+    let answer = tokio::time::timeout(LONG, daemon.post_raw(valid(&receiver))).await.unwrap();
+    assert_eq!(told(&answer.unwrap(), &"a submit behind 200 silent peers"), 202);
+    assert!(daemon.events("listener_paused").is_empty());
+}
+
+#[tokio::test]
 async fn ten_thousand_mutations_and_all_other_rubbish_leave_the_memory_as_it_was() {
     /// What the daemon may keep of all that.
     const KEPT_MAX: u64 = 10_000_000;
