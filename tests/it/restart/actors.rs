@@ -195,21 +195,25 @@ async fn panic_in_the_drain(nth: u32) {
 #[tokio::test]
 async fn a_delivery_that_its_lane_does_not_survive_is_dead_and_the_others_are_taken() {
     let fail: Vec<String> = (1..=4).map(|n| format!("lane.attempt=panic@{n}")).collect();
-    // One at a time: the oldest delivery is in hand each time.
+    // One at a time, the oldest first: it is in hand each time, and the three of the other batch wait behind it.
     let stage = stage().set("webhooks", "concurrency", 1);
     let mut daemon = start(&stage, &fail.join(",")).await;
-    submit(&mut daemon, &batch(0)).await.unwrap();
-    daemon.wait_for_event("delivery_dead", |_| true).await.unwrap();
-    let summaries = |seen: &[glaneur_kit::receiver::Seen]| seen.iter().any(|seen| is_summary(&seen.json()));
-    stage.receiver.wait_until(summaries, LONG).await.unwrap();
-    assert_eq!(panics(&daemon, Point::LaneAttempt), 4);
-    let summary = &stage.receiver.summaries()[0];
-    assert_eq!(summary["counts"]["found"], PRODUCTS);
-    assert_eq!((&summary["deliveries"]["dead"], &summary["deliveries"]["taken"]), (&json!(1), &json!(2)));
-    assert_eq!(stage.receiver.products().len(), 2);
-    assert!(daemon.events("actor_escalated").is_empty());
+    submit(&mut daemon, &json!({"eans": [REAL[0]], "metadata": {"n": 0}})).await.unwrap();
+    daemon.wait_for_event("panicked", |_| true).await.unwrap();
     submit(&mut daemon, &batch(1)).await.unwrap();
+    let dead = daemon.wait_for_event("delivery_dead", |_| true).await.unwrap();
     finished(&stage, 1).await;
+    let summary_of_it = |seen: &[glaneur_kit::receiver::Seen]| {
+        let bodies = seen.iter().map(glaneur_kit::receiver::Seen::json);
+        bodies.into_iter().find(|body| is_summary(body) && body["metadata"]["n"] == 0)
+    };
+    let summary = stage.receiver.records().wait_for(summary_of_it, LONG).await.unwrap();
+    assert_eq!(panics(&daemon, Point::LaneAttempt), 4);
+    assert_eq!(summary["batch_id"], dead["batch_id"]);
+    assert_eq!(summary["counts"]["found"], 1);
+    assert_eq!((&summary["deliveries"]["dead"], &summary["deliveries"]["taken"]), (&json!(1), &json!(0)));
+    assert_eq!(stage.receiver.products().len(), PRODUCTS, "all but the dead one");
+    assert!(daemon.events("actor_escalated").is_empty());
 }
 
 /// A batch that takes its coordinator past its limit is set aside; the batch beside it does not notice.
