@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{complain, find};
 use crate::config::Config;
@@ -78,12 +78,17 @@ async fn serve(found: find::Found) -> Result<Exit, Exit> {
         }
         _ = signals.next() => {
             Event::DrainCut {}.emit();
+            // The second signal may come before the mark of the first is on disk.
+            let _ = timeout(MARK_WITHIN, ledger.write(|store| store.mark_stopping())).await;
             Ok(Exit::Cut)
         }
         // A part that failed in the drain ends it; the next start goes on from the ledger.
         escalation = escalations.recv() => Ok(escalate(&ledger_path, escalation)),
     }
 }
+
+/// A second signal ends the process at once, but for the one write that says whose fault it is not.
+const MARK_WITHIN: Duration = Duration::from_secs(1);
 
 /// SIGTERM and SIGINT; the second one cuts the drain short.
 struct Signals {
