@@ -29,21 +29,6 @@ pub struct SqliteStore {
     commits: u32,
 }
 
-#[cfg(test)]
-impl SqliteStore {
-    /// Counts the steps of SQLite's machine from now on, in hundreds: what a query costs, whatever else the machine does.
-    pub(super) fn count_steps(&mut self) -> std::sync::Arc<std::sync::atomic::AtomicU64> {
-        let steps = std::sync::Arc::<std::sync::atomic::AtomicU64>::default();
-        let counted = std::sync::Arc::clone(&steps);
-        let count = move || {
-            counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            false
-        };
-        self.connection.progress_handler(100, Some(count)).expect("an open connection takes a handler");
-        steps
-    }
-}
-
 /// How many products and product deliveries move between states; the same for the batch and for the whole ledger.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Delta {
@@ -807,5 +792,20 @@ impl Store for SqliteStore {
     fn mark_stopping(&mut self) -> Result<(), StoreError> {
         self.run("UPDATE run SET stopping = 1", [])?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl SqliteStore {
+    /// Counts the steps of SQLite's machine from now on, in hundreds: what a query costs, whatever else the machine does.
+    pub(super) fn count_steps(&mut self) -> std::sync::Arc<std::sync::atomic::AtomicU64> {
+        let steps = std::sync::Arc::<std::sync::atomic::AtomicU64>::default();
+        let counted = std::sync::Arc::clone(&steps);
+        let count = move || {
+            counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            false
+        };
+        self.connection.progress_handler(100, Some(count)).expect("an open connection takes a handler");
+        steps
     }
 }
