@@ -181,16 +181,19 @@ async fn connect(address: SocketAddr) -> Result<SendRequest<Full<Bytes>>> {
     Ok(sender)
 }
 
-/// Sends one batch; how long the 202 took.
-async fn submit(sender: &mut SendRequest<Full<Bytes>>, host: &str, body: Bytes) -> Result<Duration> {
+/// Sends one batch; how long the 202 took. A server that closed the connection after its last answer (Flask's does so
+/// always) gets a new one, in the time that is measured.
+async fn submit(sender: &mut SendRequest<Full<Bytes>>, address: SocketAddr, body: Bytes) -> Result<Duration> {
     let request = Request::post("/api/scrape")
-        .header("host", host)
+        .header("host", address.to_string())
         .header("content-type", "application/json")
         .body(Full::new(body))
         .because("make a request")?;
     let sent = Instant::now();
+    if sender.ready().await.is_err() {
+        *sender = connect(address).await?;
+    }
     let exchange = async {
-        sender.ready().await?;
         let answer = sender.send_request(request).await?;
         let status = answer.status();
         Ok::<_, hyper::Error>((status, answer.into_body().collect().await?.to_bytes()))
@@ -212,11 +215,11 @@ async fn flat_out(address: SocketAddr, bodies: &Arc<Bodies>) -> Result<Vec<Durat
     let until = Instant::now() + ROUND;
     let mut workers = JoinSet::new();
     for mut sender in senders {
-        let (bodies, host) = (Arc::clone(bodies), address.to_string());
+        let bodies = Arc::clone(bodies);
         workers.spawn(async move {
             let mut times = Vec::new();
             loop {
-                let time = submit(&mut sender, &host, bodies.next()).await?;
+                let time = submit(&mut sender, address, bodies.next()).await?;
                 if until <= Instant::now() {
                     return Ok(times); // The last answer came too late to count.
                 }
@@ -233,13 +236,13 @@ async fn paced(address: SocketAddr, bodies: &Arc<Bodies>, rate: f64) -> Result<V
     let queue = Arc::new(Mutex::new(queue));
     let mut workers = JoinSet::new();
     for _ in 0..CONNECTIONS {
-        let (mut sender, queue, host) = (connect(address).await?, Arc::clone(&queue), address.to_string());
+        let (mut sender, queue) = (connect(address).await?, Arc::clone(&queue));
         workers.spawn(async move {
             let mut times = Vec::new();
             loop {
                 let job = queue.lock().await.recv().await;
                 let Some(body) = job else { return Ok(times) };
-                times.push(submit(&mut sender, &host, body).await?);
+                times.push(submit(&mut sender, address, body).await?);
             }
         });
     }
@@ -403,10 +406,9 @@ struct Flask {
 const APP: &str = r#"
 import logging, threading
 from flask import Flask, jsonify, request
-from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.serving import make_server
 
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
-WSGIRequestHandler.protocol_version = "HTTP/1.1"
 app = Flask(__name__)
 
 def scrape(eans):
