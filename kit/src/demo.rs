@@ -28,7 +28,7 @@ const CIRCUITS: u32 = 6;
 pub(crate) async fn run(bin: Option<PathBuf>) -> Result<()> {
     ensure_tor()?;
     let binary = match bin {
-        Some(binary) => std::path::absolute(&binary).because(format_args!("find {}", binary.display()))?,
+        Some(binary) => binary.canonicalize().because(format_args!("find {}", binary.display()))?,
         None => build()?,
     };
 

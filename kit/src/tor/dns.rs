@@ -7,6 +7,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket as StdUdpSocket},
     sync::Arc,
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -46,7 +47,8 @@ pub struct Dns {
     queries: Records<Query>,
     ports: Vec<SocketAddr>,
     /// Dropped to stop.
-    _stop: oneshot::Sender<()>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Dns {
@@ -69,7 +71,7 @@ impl Dns {
         let queries = Records::default();
         let (stop, stopped) = oneshot::channel::<()>();
         let records = queries.clone();
-        std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             runtime.block_on(async move {
                 let mut ports = JoinSet::new();
                 for (socket, answer) in sockets {
@@ -81,7 +83,7 @@ impl Dns {
                 let _ = stopped.await;
             });
         });
-        Ok(Self { queries, ports: bound, _stop: stop })
+        Ok(Self { queries, ports: bound, stop: Some(stop), thread: Some(thread) })
     }
 
     /// Where it listens, in the order given.
@@ -92,6 +94,16 @@ impl Dns {
     /// Every query that could be read.
     pub fn queries(&self) -> &Records<Query> {
         &self.queries
+    }
+}
+
+impl Drop for Dns {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            // The ports are free when this returns. A panic in the thread has been printed.
+            let _ = thread.join();
+        }
     }
 }
 

@@ -172,11 +172,12 @@ pub(super) fn authority_line(run: &Path, subnet: &Subnet) -> Result<String> {
     ))
 }
 
-/// What all have. Each ends when we are gone, whatever happened to us.
+/// What all have. Each ends when we are gone, whatever happened to us. Nobody asks for countries here, and reading the
+/// tables of them is most of the work of a start: seconds on a loaded machine.
 fn common(dir: &Path) -> String {
     format!(
         "TestingTorNetwork 1\nDataDirectory {dir}\nLog notice file {dir}/log\nShutdownWaitLength 0\n\
-         PathsNeededToBuildCircuits 0.67\n__OwningControllerProcess {owner}\n",
+         PathsNeededToBuildCircuits 0.67\nGeoIPFile /dev/null\nGeoIPv6File /dev/null\n__OwningControllerProcess {owner}\n",
         dir = dir.display(),
         owner = std::process::id(),
     )
@@ -189,7 +190,8 @@ pub(super) fn relay_torrc(run: &Path, subnet: &Subnet, number: u8) -> String {
     format!(
         "{common}Nickname {name}\nAddress {ip}\nORPort {ip}:{OR_PORT}\nSocksPort 0\nAssumeReachable 1\n\
          RefuseUnknownExits 0\nExitRelay 1\nExitPolicy accept *:*\nOutboundBindAddress {ip}\n\
-         ServerDNSResolvConfFile {dir}/resolv.conf\nServerDNSAllowBrokenConfig 1\nServerDNSDetectHijacking 0\n",
+         ServerDNSResolvConfFile {dir}/resolv.conf\nServerDNSAllowBrokenConfig 1\nServerDNSDetectHijacking 0\n\
+         ControlPort {ip}:{CONTROL_PORT}\nCookieAuthentication 1\nCookieAuthFile {dir}/cookie\n",
         common = common(&dir),
         ip = subnet.relay(number),
         dir = dir.display(),
