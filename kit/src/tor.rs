@@ -41,7 +41,7 @@ pub use self::{
 };
 use self::{
     node::{AUTHORITY, CLIENT, FirstVote, Node, relay_name},
-    subnet::{CONTROL_PORT, DIR_PORT, OR_PORT, SOCKS_PORT, Subnet},
+    subnet::{CONTROL_PORT, DIR_PORT, SOCKS_PORT, Subnet},
 };
 use crate::{Because, Result, Trouble};
 
@@ -114,15 +114,20 @@ impl TorNetwork {
         snapshot::take(dir, &run)?;
         // There is a consensus already: a first vote is not needed.
         let network = Self::prepare(subnet, run, None, FirstVote::not_yet(), client_lines)?;
+        network.launch(deadline).await?;
+        Ok(network)
+    }
+
+    /// Starts everything, from data directories that have all there is to know.
+    async fn launch(&self, deadline: Instant) -> Result<()> {
         let relays = usize::from(RELAYS);
-        network.nodes()[..relays].iter_mut().try_for_each(Node::start)?;
+        self.nodes()[..relays].iter_mut().try_for_each(Node::start)?;
         // A client that is refused by its first guard waits for many seconds before it tries again.
         for number in 0..RELAYS {
-            network.wait_for_port((network.subnet.relay(number), OR_PORT).into(), deadline).await?;
+            self.wait_for_exit(number, deadline).await?;
         }
-        network.nodes()[relays].start()?;
-        network.wait_for_client(0, deadline).await?;
-        Ok(network)
+        self.nodes()[relays].start()?;
+        self.wait_for_client(0, deadline).await
     }
 
     async fn afresh(cache: Option<&Path>, client_lines: &str) -> Result<Self> {
@@ -138,24 +143,29 @@ impl TorNetwork {
         };
         node::make_keys(&run, &subnet, RELAYS)?;
         let network = Self::prepare(subnet, run, temporary, FirstVote::not_yet(), client_lines)?;
-        let relays = usize::from(RELAYS);
-        // A vote that misses a relay cannot be mended for hours, and how long an upload takes depends on the machine's
-        // load. So the authority gathers the descriptors first, without voting, and votes when it has them on disk.
-        network.nodes()[0].start()?;
-        network.wait_for_port((network.subnet.relay(0), DIR_PORT).into(), deadline).await?;
-        network.nodes()[1..relays].iter_mut().try_for_each(Node::start)?;
-        network.wait_for_descriptors(deadline).await?;
-        network.nodes()[0].kill();
-        network.let_authority_vote()?;
-        network.wait_for_consensus(deadline).await?;
-        network.seed_client()?;
-        network.nodes()[relays].start()?;
-        network.wait_for_client(0, deadline).await?;
+        network.agree(deadline).await?;
+        network.tell_everybody()?;
         if let Some(cache) = cache {
             let names: Vec<String> = network.nodes().iter().map(|node| node.name.clone()).collect();
             snapshot::keep(&cache.join(network.subnet.name()), &network.run, &names)?;
         }
+        network.launch(deadline).await?;
         Ok(network)
+    }
+
+    /// Has the relays agree on a consensus; none runs when this returns.
+    async fn agree(&self, deadline: Instant) -> Result<()> {
+        // A vote that misses a relay cannot be mended for hours, and how long an upload takes depends on the machine's
+        // load. So the authority gathers the descriptors first, without voting, and votes when it has them on disk.
+        self.nodes()[0].start()?;
+        self.wait_for_port((self.subnet.relay(0), DIR_PORT).into(), deadline).await?;
+        self.nodes()[1..usize::from(RELAYS)].iter_mut().try_for_each(Node::start)?;
+        self.wait_for_descriptors(deadline).await?;
+        self.nodes().iter_mut().for_each(Node::kill);
+        self.let_authority_vote()?;
+        self.wait_for_consensus(deadline).await?;
+        self.nodes()[0].kill();
+        Ok(())
     }
 
     /// Writes what the processes need, for relays that have keys; starts the nameserver and nothing else.
@@ -203,13 +213,23 @@ impl TorNetwork {
 
     async fn wait_for_port(&self, address: SocketAddr, deadline: Instant) -> Result<()> {
         while TcpStream::connect(address).await.is_err() {
-            let mut looks = 0;
-            // One look at the processes and the time, one pause.
-            let once = || {
-                looks += 1;
-                Ok(looks > 1)
-            };
-            self.wait(&format!("a listener on {address}"), deadline, once).await?;
+            self.pause(&format!("a listener on {address}"), deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a relay serves as an exit: it takes connections some seconds earlier, but until it has made its own
+    /// descriptor it believes to be no exit, and fails every name it is asked for.
+    async fn wait_for_exit(&self, number: u8, deadline: Instant) -> Result<()> {
+        let address = (self.subnet.relay(number), CONTROL_PORT).into();
+        let name = relay_name(number);
+        let cookie = self.run.join(&name).join("cookie");
+        let has_policy = async || {
+            let mut control = Control::connect(address, &cookie).await?;
+            control.command("GETINFO exit-policy/full").await
+        };
+        while has_policy().await.is_err() {
+            self.pause(&format!("the exit {name}"), deadline).await?;
         }
         Ok(())
     }
@@ -246,20 +266,25 @@ impl TorNetwork {
                 )));
             }
             let known = |name| node::read(&authority.join(name)).matches("onion-key").count();
-            Ok(listed == relays && known("cached-microdescs") + known("cached-microdescs.new") >= relays)
+            let both = node::read(&authority.join("cached-consensus")).contains("\ndirectory-footer");
+            Ok(both
+                && listed == relays
+                && known("cached-microdescs") + known("cached-microdescs.new") >= relays)
         })
         .await
     }
 
-    /// Gives the client what the authority knows: it saves it some seconds of fetching.
-    fn seed_client(&self) -> Result<()> {
+    /// Gives everybody what the authority knows, which saves them seconds of fetching.
+    fn tell_everybody(&self) -> Result<()> {
         let files =
             ["cached-certs", "cached-microdesc-consensus", "cached-microdescs", "cached-microdescs.new"];
-        for file in files {
-            let from = self.run.join(AUTHORITY).join(file);
-            if from.exists() {
-                fs::copy(&from, self.run.join(CLIENT).join(file))
-                    .because(format_args!("copy {}", from.display()))?;
+        for node in self.nodes().iter().filter(|node| node.name != AUTHORITY) {
+            for file in files {
+                let from = self.run.join(AUTHORITY).join(file);
+                if from.exists() {
+                    let to = self.run.join(&node.name).join(file);
+                    fs::copy(&from, to).because(format_args!("copy {}", from.display()))?;
+                }
             }
         }
         Ok(())
@@ -277,25 +302,26 @@ impl TorNetwork {
         deadline: Instant,
         mut done: impl FnMut() -> Result<bool>,
     ) -> Result<()> {
-        loop {
-            if done()? {
-                return Ok(());
-            }
-            for node in self.nodes().iter_mut() {
-                if let Some(ended) = node.has_ended()? {
-                    return Err(Trouble::new(ended));
-                }
-            }
-            if Instant::now() > deadline {
-                let logs: String = self
-                    .nodes()
-                    .iter()
-                    .map(|node| format!("\n{}:\n{}", node.name, node.log_tail()))
-                    .collect();
-                return Err(Trouble::new(format!("{what} did not come in time{logs}")));
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
+        while !done()? {
+            self.pause(what, deadline).await?;
         }
+        Ok(())
+    }
+
+    /// Waits a moment for `what`; fails if a process has ended, or the time is over.
+    async fn pause(&self, what: &str, deadline: Instant) -> Result<()> {
+        for node in self.nodes().iter_mut() {
+            if let Some(ended) = node.has_ended()? {
+                return Err(Trouble::new(ended));
+            }
+        }
+        if Instant::now() > deadline {
+            let logs: String =
+                self.nodes().iter().map(|node| format!("\n{}:\n{}", node.name, node.log_tail())).collect();
+            return Err(Trouble::new(format!("{what} did not come in time{logs}")));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+        Ok(())
     }
 
     /// The client's SOCKS port.
@@ -384,12 +410,12 @@ impl TorNetwork {
         self.nodes()[Self::number(exit)].signal(signal)
     }
 
-    /// Starts an exit again, and waits until it takes connections.
+    /// Starts an exit again, and waits until it serves.
     pub async fn revive_exit(&self, exit: usize) -> Result<()> {
-        self.nodes()[Self::number(exit)].start()?;
-        let deadline = Instant::now() + FRESH_MAX;
-        let address = SocketAddr::new(self.exits[exit].ip, OR_PORT);
-        self.wait_for_port(address, deadline).await
+        let number = Self::number(exit);
+        self.nodes()[number].start()?;
+        let number = u8::try_from(number).because("number the relays")?;
+        self.wait_for_exit(number, Instant::now() + FRESH_MAX).await
     }
 
     /// The number of the relay behind a place in `exits`: the authority, number 0, is the last there.

@@ -190,7 +190,8 @@ pub(super) fn relay_torrc(run: &Path, subnet: &Subnet, number: u8) -> String {
     format!(
         "{common}Nickname {name}\nAddress {ip}\nORPort {ip}:{OR_PORT}\nSocksPort 0\nAssumeReachable 1\n\
          RefuseUnknownExits 0\nExitRelay 1\nExitPolicy accept *:*\nOutboundBindAddress {ip}\n\
-         ServerDNSResolvConfFile {dir}/resolv.conf\nServerDNSAllowBrokenConfig 1\nServerDNSDetectHijacking 0\n",
+         ServerDNSResolvConfFile {dir}/resolv.conf\nServerDNSAllowBrokenConfig 1\nServerDNSDetectHijacking 0\n\
+         ControlPort {ip}:{CONTROL_PORT}\nCookieAuthentication 1\nCookieAuthFile {dir}/cookie\n",
         common = common(&dir),
         ip = subnet.relay(number),
         dir = dir.display(),

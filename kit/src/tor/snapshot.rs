@@ -1,7 +1,8 @@
 //! Data directories of a network that has started once: keys and a consensus are slow to make, and last for a day.
 //!
-//! A snapshot is never run, only copied from, so it cannot be in use by another process; the addresses in it can, and
-//! those are claimed ([`super::subnet`]). It appears by one rename, so it is whole or not there.
+//! A snapshot is taken while nothing runs, and is never run itself, only copied from: it cannot be in use by another
+//! process. The addresses in it can, and those are claimed ([`super::subnet`]). It appears by one rename, so it is whole
+//! or not there.
 
 use std::{
     fs,
@@ -54,7 +55,7 @@ pub(super) fn forget(subnet: &Path) {
     let _ = fs::remove_dir_all(place(subnet));
 }
 
-/// Keeps the data directories of a run that has started, unless there are enough.
+/// Keeps the data directories of a run that is about to start, unless there are enough.
 pub(super) fn keep(subnet: &Path, run: &Path, nodes: &[String]) -> Result<()> {
     let cache = subnet.parent().unwrap_or(subnet);
     if subnets(cache).iter().filter(|subnet| is_valid(subnet)).count() >= SNAPSHOTS_MAX {
@@ -86,11 +87,7 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
         let (path, target) = (entry.path(), to.join(&name));
         match entry.file_type()? {
             kind if kind.is_dir() => copy(&path, &target)?,
-            kind if kind.is_file() => match fs::copy(&path, &target) {
-                // Tor replaces its files by renaming: one that was listed may be gone.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                copied => drop(copied?),
-            },
+            kind if kind.is_file() => drop(fs::copy(&path, &target)?),
             _ => {}
         }
     }

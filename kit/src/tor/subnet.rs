@@ -61,11 +61,11 @@ impl Subnet {
         let claim = TcpListener::bind((Ipv4Addr::new(a, b, c, CLIENT), CLAIM_PORT))?;
         let subnet = Self { prefix, _claim: claim };
         // A tor left behind by a killed test may still hold these, until it sees that its owner is gone.
-        for port in [SOCKS_PORT, CONTROL_PORT] {
-            TcpListener::bind((subnet.client(), port))?;
-        }
+        TcpListener::bind((subnet.client(), SOCKS_PORT))?;
+        TcpListener::bind((subnet.client(), CONTROL_PORT))?;
         for number in 0..relays {
             TcpListener::bind((subnet.relay(number), OR_PORT))?;
+            TcpListener::bind((subnet.relay(number), CONTROL_PORT))?;
         }
         TcpListener::bind((subnet.relay(0), DIR_PORT))?;
         Ok(subnet)
