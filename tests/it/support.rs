@@ -37,12 +37,6 @@ impl Stage {
         Self::direct(Catalogue::real_batch())
     }
 
-    /// `n` products that every shop has.
-    #[allow(dead_code, reason = "for the tests of many products")]
-    pub fn of(n: usize) -> Self {
-        Self::direct(Catalogue::synthetic(n, 7))
-    }
-
     /// Leaves only this shop in use.
     pub fn only(mut self, kind: ShopKind) -> Self {
         for other in [ShopKind::Cocooncenter, ShopKind::Pharmagdd, ShopKind::Drakkars] {

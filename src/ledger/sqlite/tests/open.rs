@@ -230,30 +230,6 @@ fn the_file_is_in_wal_mode_vacuums_in_steps_and_is_its_owners() {
 }
 
 #[test]
-#[ignore = "writes a million products: half a minute"]
-fn a_million_queued_products_are_open_in_well_below_a_second() {
-    let mut lab = Lab::new();
-    for n in 0..100 {
-        lab.accept(&batch((0..10_000).map(|index| visit(n * 10_000 + index)).collect()));
-    }
-    let (_, last) = (lab.claim(BatchNo(3), 100), lab.claim(BatchNo(100), 100));
-    assert_eq!(last.len(), 100);
-    lab.opened = None;
-    let start = std::time::Instant::now();
-    lab.reopen();
-    let open = start.elapsed();
-    assert_eq!(lab.report().released, 200);
-    let batches = lab.reader().open_batches(BatchNo(0), 1_000).unwrap();
-    let claimed = lab.claim(BatchNo(50), 64);
-    let all = start.elapsed();
-    assert_eq!((batches.len(), claimed.len()), (100, 64));
-    let recount = std::time::Instant::now();
-    assert_eq!(lab.reader().recount().unwrap().accepted, 1_000_000);
-    println!("open {open:?}, with a first claim {all:?}, recount {:?}", recount.elapsed());
-    assert!(all < Duration::from_millis(500), "{all:?}");
-}
-
-#[test]
 fn after_an_orderly_end_everything_is_in_the_one_file() {
     let mut lab = Lab::new();
     let accepted = lab.accept(&batch(vec![visit(1)]));
