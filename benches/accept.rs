@@ -280,7 +280,7 @@ impl Disk {
         let connection = Connection::open(dir.join("bare.sqlite")).because("open a database")?;
         // As the daemon's writer is set up.
         let set_up = "PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
-             PRAGMA temp_store = MEMORY; PRAGMA cache_size = -2048; PRAGMA wal_autocheckpoint = 4000;
+             PRAGMA temp_store = MEMORY; PRAGMA cache_size = -2048; PRAGMA wal_autocheckpoint = 1000;
              PRAGMA journal_size_limit = 16777216;";
         connection.execute_batch(set_up).because("set the database up")?;
         connection.execute_batch(include_str!("../src/ledger/schema.sql")).because("make the tables")?;
