@@ -37,6 +37,11 @@ impl Stage {
         Self::direct(Catalogue::real_batch())
     }
 
+    /// `n` products that every shop has.
+    pub fn of(n: usize) -> Self {
+        Self::direct(Catalogue::synthetic(n, 7))
+    }
+
     /// Leaves only this shop in use.
     pub fn only(mut self, kind: ShopKind) -> Self {
         for other in [ShopKind::Cocooncenter, ShopKind::Pharmagdd, ShopKind::Drakkars] {
