@@ -256,6 +256,9 @@ async fn accept(listener: TcpListener, serve: Serve, mut stop: oneshot::Receiver
             },
         }
     }
+    // Closing alone is not enough: a child process of a neighbouring test may hold a copy between its fork and its exec,
+    // and would keep the port open. It fails only if nobody listens any more.
+    let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Read);
     drop(listener);
     connections.shutdown().await;
 }
