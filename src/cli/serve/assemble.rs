@@ -16,7 +16,7 @@ use crate::ingress;
 use crate::ledger::LedgerHandle;
 use crate::ledger::actor::{self as ledger, Limits};
 use crate::ledger::sqlite::{OpenOptions, Opened};
-use crate::ledger::store::{Addressing, SUSPECTED_AT};
+use crate::ledger::store::Addressing;
 use crate::model::page::Via;
 use crate::model::{Language, SiteName};
 use crate::scraper::actor::{CatalogueGear, Gear, Shop};
@@ -74,8 +74,15 @@ fn read(key: &str, path: Option<&Path>) -> Result<Option<String>, Exit> {
         complain_and(Exit::File, format_args!("{key} = {:?}: {what}", path.display().to_string()))
     };
     let text = fs::read_to_string(path).map_err(|error| fail(&error))?;
-    let text = text.trim().to_owned();
-    if text.is_empty() { Err(fail(&"the file is empty")) } else { Ok(Some(text)) }
+    match first_line(&text) {
+        "" => Err(fail(&"its first line is empty")),
+        line => Ok(Some(line.to_owned())),
+    }
+}
+
+/// What follows may be a remark of whoever keeps the file.
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default().trim()
 }
 
 pub fn open_options(config: &Config) -> OpenOptions {
@@ -275,7 +282,6 @@ fn batches_arguments(
         retry_min: config.fetch.retry_min,
         retry_max: config.fetch.retry_max,
         window: config.batches.window,
-        suspect_from: SUSPECTED_AT,
         accepted,
     }
 }
@@ -298,4 +304,16 @@ fn tor_status(tor: &TorGate) -> watch::Receiver<serde_json::Value> {
         }
     });
     rx
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_the_first_line_of_its_file() {
+        assert_eq!(first_line("whsec_abc\nmade in November\n"), "whsec_abc");
+        assert_eq!(first_line(" token \r\n"), "token");
+        assert_eq!(first_line("\ntoken"), "");
+    }
 }
