@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::machine::{Effect, Input, Plan, Product, SlotId, Step, VisitEnd};
 use crate::failpoint::{self, Point};
-use crate::ledger::store::{Claim, Claimed, Ended, OpenBatch, StoreError};
+use crate::ledger::store::{Claim, Claimed, Ended, OpenBatch, SUSPECTED_AT, StoreError};
 use crate::ledger::{LedgerError, LedgerHandle};
 use crate::model::batch::Outcome;
 use crate::model::{Gtin, ProductKey, SiteName};
@@ -39,8 +39,6 @@ pub(super) struct Arguments {
     pub claim: Claim,
     pub plan: Arc<Plan>,
     pub window: usize,
-    /// Deaths from which a product runs alone (rule 2).
-    pub suspect_from: u32,
     pub ledger: LedgerHandle,
     pub scrapers: ScrapersHandle,
 }
@@ -234,7 +232,7 @@ impl State {
             self.ends.push((index, Outcome::crashed("the ledger holds a barcode that is none")));
             return;
         };
-        let suspect = deaths >= self.arguments.suspect_from;
+        let suspect = deaths >= SUSPECTED_AT;
         if suspect {
             let batch_id = self.arguments.batch.batch_id.as_str();
             Event::ProductSuspected { batch_id, index: index.into(), deaths: deaths.into() }.emit();

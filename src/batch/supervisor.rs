@@ -57,7 +57,6 @@ pub struct Arguments {
     pub retry_min: Duration,
     pub retry_max: Duration,
     pub window: usize,
-    pub suspect_from: u32,
     /// Changes with each accepted batch.
     pub accepted: watch::Receiver<u64>,
 }
@@ -284,7 +283,6 @@ impl State {
             claim: Claim { epoch: arguments.epoch, incarnation },
             plan: Arc::new(plan),
             window: arguments.window,
-            suspect_from: arguments.suspect_from,
             ledger: arguments.ledger.clone(),
             scrapers: arguments.scrapers.clone(),
         };
