@@ -164,31 +164,39 @@ impl<'c> Document<'c> {
         self.html.tree.root()
     }
 
-    /// What matches below `scope`, in the order of the page, at most `max` of it.
-    pub fn select<'d>(
-        &'d self,
-        scope: NodeOf<'d>,
-        selector: &Selector,
-        max: usize,
-    ) -> Result<Vec<ElementRef<'d>>, RecipeError> {
-        let scope_element = ElementRef::wrap(scope);
-        self.find(scope, max, |element| selector.matches_with_scope(&element, scope_element))
+    /// The elements below `scope`, in the order of the page. One walk serves every search of the whole page.
+    pub fn elements<'d>(&'d self, scope: NodeOf<'d>) -> Result<Vec<ElementRef<'d>>, RecipeError> {
+        let mut elements = Vec::new();
+        for node in scope.descendants().skip(1) {
+            self.clock.step()?;
+            elements.extend(ElementRef::wrap(node));
+        }
+        Ok(elements)
     }
 
-    /// The elements below `scope` that `is_wanted` accepts.
+    /// Those of `elements` that match, at most `max`; `scope` is what `:scope` stands for, if not the page.
+    pub fn select<'d>(
+        &self,
+        elements: &[ElementRef<'d>],
+        selector: &Selector,
+        scope: Option<ElementRef<'d>>,
+        max: usize,
+    ) -> Result<Vec<ElementRef<'d>>, RecipeError> {
+        self.find(elements, max, |element| selector.matches_with_scope(&element, scope))
+    }
+
+    /// Those of `elements` that `is_wanted` accepts, at most `max`.
     pub fn find<'d>(
-        &'d self,
-        scope: NodeOf<'d>,
+        &self,
+        elements: &[ElementRef<'d>],
         max: usize,
         is_wanted: impl Fn(ElementRef<'d>) -> bool,
     ) -> Result<Vec<ElementRef<'d>>, RecipeError> {
         let mut found = Vec::new();
-        for node in scope.descendants().skip(1) {
+        for element in elements {
             self.clock.step()?;
-            if let Some(element) = ElementRef::wrap(node)
-                && is_wanted(element)
-            {
-                found.push(element);
+            if is_wanted(*element) {
+                found.push(*element);
                 if found.len() >= max {
                     break;
                 }
@@ -246,6 +254,12 @@ impl<'c> Document<'c> {
             }
         }
     }
+}
+
+/// The value of an attribute. `scraper`'s own `attr` looks the name up among all interned ones at each call, which a
+/// search over a whole page pays for at each element.
+pub(crate) fn attribute<'d>(element: ElementRef<'d>, name: &str) -> Option<&'d str> {
+    element.value().attrs().find(|(written, _)| *written == name).map(|(_, value)| value)
 }
 
 /// Where a text is broken into lines.
@@ -363,9 +377,10 @@ mod tests {
         let page =
             Document::parse("<noscript><img src=a></noscript><p>a<script>b</script><br>c<b>d</b>", &clock)
                 .unwrap();
-        let img = Selector::parse("img").unwrap();
-        assert_eq!(page.select(page.root(), &img, 10).unwrap().len(), 1);
-        let p = page.select(page.root(), &Selector::parse("p").unwrap(), 1).unwrap()[0];
+        let elements = page.elements(page.root()).unwrap();
+        let select = |css| page.select(&elements, &Selector::parse(css).unwrap(), None, 10).unwrap();
+        assert_eq!(select("img").len(), 1);
+        let p = select("p")[0];
         assert_eq!(page.text(p, Breaks::Blocks, 100).unwrap(), "\na\n\ncd\n");
         assert_eq!(page.text(p, Breaks::Blocks, 3).unwrap(), "\na\n");
     }

@@ -3,11 +3,13 @@
 //! A field with no value is left out; a page is never refused for what it lacks. Every text is cut at
 //! [`VALUE_BYTES_MAX`] and all of them together at [`EXTRACTED_BYTES_MAX`]: they go into one webhook.
 
+use std::borrow::Cow;
+
 use scraper::{ElementRef, Selector};
 use serde_json::{Map, Value};
 
 use super::clean::{self, WrittenFor};
-use super::document::{Breaks, Clock, Document, NodeOf, decode, is_whole};
+use super::document::{Breaks, Clock, Document, attribute, decode, is_whole};
 use super::structured::{self, GTINS};
 use super::syntax::{JsonPath, SourceKind, normal};
 use super::{Field, Limits, Recipe, RecipeError, Rule, Source};
@@ -76,9 +78,17 @@ pub fn extract(recipe: &Recipe, page: &Page, limits: &Limits) -> Result<Extracte
         return Err(RecipeError::Truncated("no </html>"));
     }
     let document = Document::parse(&text, &clock)?;
-    let blocks = json_ld_blocks(&document)?;
-    let reader =
-        Reader { document: &document, text: &text, product: structured::product(&blocks), blocks: &blocks };
+    let elements = document.elements(document.root())?;
+    let blocks = json_ld_blocks(&document, &elements)?;
+    let properties = properties(&document, &elements)?;
+    let reader = Reader {
+        document: &document,
+        text: &text,
+        elements: &elements,
+        properties: &properties,
+        product: structured::product(&blocks),
+        blocks: &blocks,
+    };
     let mut room = EXTRACTED_BYTES_MAX;
     let fields = reader.fields(&recipe.fields, Scope::Page, &mut room)?;
     let own_gtin = fields.get(EAN_FIELD).and_then(Value::as_str).and_then(structured::gtin_in);
@@ -86,20 +96,33 @@ pub fn extract(recipe: &Recipe, page: &Page, limits: &Limits) -> Result<Extracte
     Ok(Extracted { fields, own_gtin, gtins })
 }
 
-fn json_ld_blocks(document: &Document<'_>) -> Result<Vec<Value>, RecipeError> {
+fn json_ld_blocks(document: &Document<'_>, elements: &[ElementRef<'_>]) -> Result<Vec<Value>, RecipeError> {
     let is_json_ld = |element: ElementRef<'_>| {
         element.value().name() == "script"
-            && element
-                .attr("type")
+            && attribute(element, "type")
                 .is_some_and(|kind| kind.trim().to_ascii_lowercase().starts_with("application/ld+json"))
     };
     let mut blocks = Vec::new();
-    for script in document.find(document.root(), BLOCKS_MAX, is_json_ld)? {
+    for script in document.find(elements, BLOCKS_MAX, is_json_ld)? {
         let text: String = script.text().collect();
         blocks.extend(structured::parse_block(&text));
         document.clock.check()?;
     }
     Ok(blocks)
+}
+
+/// The microdata among `elements`: what has `itemprop`, in the product if there is one.
+fn properties<'d>(
+    document: &'d Document<'d>,
+    elements: &[ElementRef<'d>],
+) -> Result<Vec<ElementRef<'d>>, RecipeError> {
+    let is_product =
+        |element| attribute(element, "itemtype").is_some_and(|kind| kind.contains("schema.org/Product"));
+    let is_property = |element| attribute(element, "itemprop").is_some();
+    match document.find(elements, 1, is_product)?.first() {
+        Some(product) => document.find(&document.elements(**product)?, usize::MAX, is_property),
+        None => document.find(elements, usize::MAX, is_property),
+    }
 }
 
 /// What a source looks at.
@@ -113,6 +136,10 @@ enum Scope<'d> {
 struct Reader<'d> {
     document: &'d Document<'d>,
     text: &'d str,
+    /// Those of the whole page.
+    elements: &'d [ElementRef<'d>],
+    /// Its microdata.
+    properties: &'d [ElementRef<'d>],
     product: Option<&'d Value>,
     blocks: &'d [Value],
 }
@@ -194,15 +221,9 @@ impl<'d> Reader<'d> {
 
     fn items(&self, source: &SourceKind, scope: Scope<'d>) -> Result<Vec<Scope<'d>>, RecipeError> {
         match source {
-            SourceKind::Css { css: Some(css), .. } => match self.node(scope) {
-                Some(node) => Ok(self
-                    .document
-                    .select(node, css, MATCHES_MAX)?
-                    .into_iter()
-                    .map(Scope::Element)
-                    .collect()),
-                None => Ok(Vec::new()),
-            },
+            SourceKind::Css { css: Some(css), .. } => {
+                Ok(self.select(css, scope)?.into_iter().map(Scope::Element).collect())
+            }
             SourceKind::JsonLd { kind, path } => {
                 let mut items = Vec::new();
                 for value in self.objects(kind.as_deref(), path.as_ref(), scope) {
@@ -218,12 +239,21 @@ impl<'d> Reader<'d> {
         }
     }
 
-    fn node(&self, scope: Scope<'d>) -> Option<NodeOf<'d>> {
+    /// The elements that a scope holds.
+    fn within(&self, scope: Scope<'d>) -> Result<Cow<'d, [ElementRef<'d>]>, RecipeError> {
         match scope {
-            Scope::Page => Some(self.document.root()),
-            Scope::Element(element) => Some(*element),
-            Scope::Object(_) => None,
+            Scope::Page => Ok(Cow::Borrowed(self.elements)),
+            Scope::Element(element) => Ok(Cow::Owned(self.document.elements(*element)?)),
+            Scope::Object(_) => Ok(Cow::Borrowed(&[])),
         }
+    }
+
+    fn select(&self, css: &Selector, scope: Scope<'d>) -> Result<Vec<ElementRef<'d>>, RecipeError> {
+        let element = match scope {
+            Scope::Element(element) => Some(element),
+            Scope::Page | Scope::Object(_) => None,
+        };
+        self.document.select(&self.within(scope)?, css, element, MATCHES_MAX)
     }
 
     fn objects(&self, kind: Option<&str>, path: Option<&JsonPath>, scope: Scope<'d>) -> Vec<&'d Value> {
@@ -248,11 +278,13 @@ impl<'d> Reader<'d> {
             }
             return Ok(found);
         }
-        let Some(node) = self.node(scope) else { return Ok(Vec::new()) };
+        if matches!(scope, Scope::Object(_)) {
+            return Ok(Vec::new());
+        }
         match source {
             SourceKind::Css { css, attr } => {
                 let elements = match (css, scope) {
-                    (Some(css), _) => self.document.select(node, css, MATCHES_MAX)?,
+                    (Some(css), _) => self.select(css, scope)?,
                     (None, Scope::Element(element)) => vec![element],
                     (None, _) => Vec::new(),
                 };
@@ -262,23 +294,23 @@ impl<'d> Reader<'d> {
                 })
             }
             SourceKind::Microdata(names) => {
-                let elements = self.microdata(names, node)?;
+                let elements = self.microdata(names, scope)?;
                 self.each(elements, |element| self.property(element).map(Some))
             }
             SourceKind::Meta(name) => {
                 let is_named = |element: ElementRef<'d>| {
-                    let names = ["property", "name", "itemprop"].map(|attr| element.attr(attr));
+                    let names = || ["property", "name", "itemprop"].map(|attr| attribute(element, attr));
                     element.value().name() == "meta"
-                        && names
+                        && names()
                             .into_iter()
                             .flatten()
                             .any(|written| written.trim().eq_ignore_ascii_case(name))
                 };
-                let elements = self.document.find(node, MATCHES_MAX, is_named)?;
+                let elements = self.document.find(&self.within(scope)?, MATCHES_MAX, is_named)?;
                 self.each(elements, |element| Ok(element.attr("content").map(str::to_owned)))
             }
             SourceKind::After { css, text, then } => {
-                let element = self.after(node, css, text, then)?;
+                let element = self.after(scope, css, text, then)?;
                 self.each(element.into_iter().collect(), |element| self.element_text(element).map(Some))
             }
             SourceKind::Pattern(pattern) => {
@@ -294,7 +326,7 @@ impl<'d> Reader<'d> {
                 };
                 Ok(pattern.find(text).map(str::to_owned).into_iter().collect())
             }
-            SourceKind::Count(css) => match self.document.select(node, css, MATCHES_MAX)?.len() {
+            SourceKind::Count(css) => match self.select(css, scope)?.len() {
                 0 => Ok(Vec::new()),
                 count => Ok(vec![count.to_string()]),
             },
@@ -331,26 +363,31 @@ impl<'d> Reader<'d> {
     }
 
     /// The elements with `itemprop`, one name below the other; in the page's product if it has one.
-    fn microdata(&self, names: &[String], node: NodeOf<'d>) -> Result<Vec<ElementRef<'d>>, RecipeError> {
-        let is_product = |element: ElementRef<'_>| {
-            element.attr("itemtype").is_some_and(|kind| kind.contains("schema.org/Product"))
+    fn microdata(&self, names: &[String], scope: Scope<'d>) -> Result<Vec<ElementRef<'d>>, RecipeError> {
+        let mut properties = match scope {
+            Scope::Page => Cow::Borrowed(self.properties),
+            _ => Cow::Owned(properties(self.document, &self.within(scope)?)?),
         };
-        let product = self.document.find(node, 1, is_product)?.first().map(|product| **product);
-        let mut scopes = vec![product.unwrap_or(node)];
-        for name in names {
-            let mut next = Vec::new();
-            for scope in scopes {
-                next.extend(self.document.find(scope, MATCHES_MAX, |element| {
-                    let written = element.attr("itemprop").unwrap_or_default();
-                    written.split_ascii_whitespace().any(|written| written == name)
-                })?);
-                if next.len() >= MATCHES_MAX {
+        for (depth, name) in names.iter().enumerate() {
+            let is_named = |element| {
+                let written = attribute(element, "itemprop").unwrap_or_default();
+                written.split_ascii_whitespace().any(|written| written == name)
+            };
+            if depth == 0 {
+                properties = Cow::Owned(self.document.find(&properties, MATCHES_MAX, is_named)?);
+                continue;
+            }
+            let mut below = Vec::new();
+            for property in properties.iter() {
+                let inside = self.document.elements(**property)?;
+                below.extend(self.document.find(&inside, MATCHES_MAX, is_named)?);
+                if below.len() >= MATCHES_MAX {
                     break;
                 }
             }
-            scopes = next.iter().map(|element| **element).collect();
+            properties = Cow::Owned(below);
         }
-        Ok(scopes.into_iter().filter_map(ElementRef::wrap).collect())
+        Ok(properties.into_owned())
     }
 
     /// The value of a microdata property.
@@ -376,16 +413,15 @@ impl<'d> Reader<'d> {
     /// The first `then` after the innermost element that matches `css` and says `wanted`.
     fn after(
         &self,
-        node: NodeOf<'d>,
+        scope: Scope<'d>,
         css: &Selector,
         wanted: &str,
         then: &Selector,
     ) -> Result<Option<ElementRef<'d>>, RecipeError> {
         let mut heading: Option<ElementRef<'d>> = None;
         let mut target: Option<ElementRef<'d>> = None;
-        for node in node.descendants().skip(1) {
+        for element in self.within(scope)?.iter().copied() {
             self.document.clock.step()?;
-            let Some(element) = ElementRef::wrap(node) else { continue };
             let is_inside = |outer: ElementRef<'d>| element.ancestors().any(|above| above.id() == outer.id());
             // Once there is a target outside of the heading's own element, no other heading counts.
             let may_head = heading.is_none_or(is_inside);
@@ -414,7 +450,7 @@ impl<'d> Reader<'d> {
             structured::gtins(product, &mut found);
         }
         for key in GTINS {
-            for element in self.microdata(&[key.to_owned()], self.document.root())? {
+            for element in self.microdata(&[key.to_owned()], Scope::Page)? {
                 found.extend(structured::gtin_in(&self.property(element)?));
             }
         }

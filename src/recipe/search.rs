@@ -66,10 +66,11 @@ fn pieces<'v>(answer: &'v Value, path: &JsonPath) -> Result<Vec<&'v str>, Recipe
 
 fn html_links(recipe: &Recipe, html: &str, clock: &Clock) -> Result<Vec<String>, RecipeError> {
     let document = Document::parse(html, clock)?;
+    let all = document.elements(document.root())?;
     let mut links = Vec::new();
     for source in &recipe.search.links {
         if let LinkSource::Css { css, attr } = source {
-            let elements = document.select(document.root(), css, LINKS_MAX)?;
+            let elements = document.select(&all, css, None, LINKS_MAX)?;
             links.extend(elements.iter().filter_map(|element| element.attr(attr)).map(str::to_owned));
         }
     }
