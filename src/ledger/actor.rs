@@ -409,6 +409,9 @@ fn commit(store: &mut dyn Store, group: Vec<Command>) -> GroupFate {
     for command in survivors {
         command.job.answer(Ok(()));
     }
+    if let Err(error) = store.tend() {
+        return GroupFate::Lost(error);
+    }
     GroupFate::Durable { commands, full }
 }
 

@@ -11,8 +11,9 @@ use rustix::fs::Access;
 
 use super::super::reader::LedgerReader;
 use super::super::store::{Addressing, Read, SUSPECTED_AT, Store, StoreError};
+use super::counters::Delta;
 use super::reader::SqliteReader;
-use super::writer::{Delta, SqliteStore};
+use super::writer::SqliteStore;
 use crate::model::body::Language;
 use crate::model::{BatchNo, Outcome, ProductKey};
 
@@ -114,7 +115,8 @@ pub fn open(path: &Path, options: OpenOptions) -> Result<Opened, OpenError> {
     let mut connection = connect_writer(path).map_err(|error| explain(path, error))?;
     migrate(path, &mut connection)?;
     let OpenOptions { addressing, claims_max, free_bytes_min, readers, boot_id } = options;
-    let mut store = SqliteStore::new(connection, lock, path.into(), addressing, free_bytes_min);
+    let mut store = SqliteStore::new(connection, lock, path.into(), addressing, free_bytes_min)
+        .map_err(|error| explain(path, error))?;
     let report = take_over(path, &mut store, claims_max, &boot_id)?;
     let reader = (0..readers.max(1)).map(|_| Ok(Box::new(open_read_only(path)?) as Box<dyn Read>));
     let reader = LedgerReader::new(reader.collect::<Result<_, OpenError>>()?);
@@ -198,6 +200,7 @@ fn connect_writer(path: &Path) -> Result<Connection, StoreError> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);
     // auto_vacuum first: it is fixed once the first page is written, and journal_mode writes it.
+    // No wal_autocheckpoint: checkpoint.rs takes it over.
     // temp_store: savepoints keep their pages in memory; nothing is written outside the ledger's folder.
     connection.execute_batch(
         "PRAGMA auto_vacuum = INCREMENTAL;
@@ -206,7 +209,6 @@ fn connect_writer(path: &Path) -> Result<Connection, StoreError> {
          PRAGMA temp_store = MEMORY;
          PRAGMA foreign_keys = OFF;
          PRAGMA cache_size = -2048;
-         PRAGMA wal_autocheckpoint = 1000;
          PRAGMA journal_size_limit = 16777216;",
     )?;
     let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;

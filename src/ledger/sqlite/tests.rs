@@ -84,7 +84,7 @@ impl Lab {
         Claim { epoch: self.report().epoch, incarnation }
     }
 
-    /// Runs one command as the actor does: transaction, savepoint, commit.
+    /// Runs one command as the actor does: transaction, savepoint, commit, chores.
     fn try_write<T>(
         &mut self,
         f: impl FnOnce(&mut SqliteStore) -> Result<T, StoreError>,
@@ -94,6 +94,7 @@ impl Lab {
         let result = store.savepoint().and_then(|()| f(store)).and_then(|value| {
             store.release()?;
             store.commit()?;
+            store.tend()?;
             Ok(value)
         });
         if result.is_err() {
