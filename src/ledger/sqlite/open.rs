@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, params};
 use rustix::fs::Access;
 
@@ -130,7 +131,7 @@ pub fn open_read_only(path: &Path) -> Result<SqliteReader, OpenError> {
     let connect = || -> rusqlite::Result<(Connection, i64, i32)> {
         let connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        connection.set_prepared_statement_cache_capacity(32);
+        keep_plans(&connection, 32)?;
         // Reads are by key or go once over a table: a large cache would only be memory.
         connection
             .execute_batch("PRAGMA cache_size = -256; PRAGMA temp_store = MEMORY; PRAGMA query_only = 1;")?;
@@ -194,11 +195,19 @@ fn may(path: &Path, access: Access) -> io::Result<()> {
     if std::fs::metadata(path)?.is_file() { Ok(()) } else { Err(io::Error::other("not a regular file")) }
 }
 
+/// Statements are compiled once, `kept` of them. Without the "query planner stability guarantee" SQLite compiles some
+/// again whenever a parameter changes, because a partial index might be of use for the new value.
+fn keep_plans(connection: &Connection, kept: usize) -> rusqlite::Result<()> {
+    connection.set_prepared_statement_cache_capacity(kept);
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(())
+}
+
 fn connect_writer(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.set_prepared_statement_cache_capacity(64);
+    keep_plans(&connection, 64)?;
     // auto_vacuum first: it is fixed once the first page is written, and journal_mode writes it.
     // No wal_autocheckpoint: checkpoint.rs takes it over.
     // temp_store: savepoints keep their pages in memory; nothing is written outside the ledger's folder.

@@ -125,6 +125,7 @@ impl Lab {
     /// since closing them would tidy up.
     fn die_and_open(&mut self) -> OpenReport {
         self.deaths += 1;
+        self.assert_compiled_once();
         let folder = self.dir.join(self.deaths.to_string());
         std::fs::create_dir(&folder).unwrap();
         let path = folder.join("ledger.db");
@@ -140,6 +141,13 @@ impl Lab {
     }
 
     /// The process ends in order, and another one starts.
+    /// A kept statement that is compiled at every use costs more than it does.
+    fn assert_compiled_once(&mut self) {
+        for (sql, times) in self.store().recompiled() {
+            assert!(times <= 2, "compiled again {times} times: {sql}");
+        }
+    }
+
     fn reopen(&mut self) {
         self.opened = None;
         for _ in 0..200 {

@@ -1,9 +1,15 @@
 //! The writing connection: accept, claim, start, end. The outbox half is in `outbox.rs`.
 
+#[cfg(test)]
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+#[cfg(test)]
+use std::sync::Mutex;
 use std::time::Duration;
 
+#[cfg(test)]
+use rusqlite::StatementStatus;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row, params};
 use serde_json::value::RawValue;
 
@@ -30,6 +36,8 @@ pub struct SqliteStore {
     /// Whether accepts must leave the rest of the disk alone; looked up once per group.
     low: Option<bool>,
     commits: u32,
+    #[cfg(test)]
+    recompiled: Mutex<HashMap<String, i32>>,
 }
 
 /// States of a product. What the ledger stores: never renumber.
@@ -87,6 +95,8 @@ impl SqliteStore {
             free_bytes_min,
             low: None,
             commits: 0,
+            #[cfg(test)]
+            recompiled: Mutex::default(),
         })
     }
 
@@ -99,7 +109,16 @@ impl SqliteStore {
     }
 
     pub(super) fn statement(&self, sql: &str) -> Result<CachedStatement<'_>, StoreError> {
-        Ok(self.connection.prepare_cached(sql)?)
+        let statement = self.connection.prepare_cached(sql)?;
+        #[cfg(test)]
+        self.recompiled.lock().unwrap().insert(sql.into(), statement.get_status(StatementStatus::RePrepare));
+        Ok(statement)
+    }
+
+    /// How often SQLite compiled each statement again although it was kept.
+    #[cfg(test)]
+    pub(super) fn recompiled(&self) -> HashMap<String, i32> {
+        self.recompiled.lock().unwrap().clone()
     }
 
     /// Runs a prepared statement; how many rows it changed.
