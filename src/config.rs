@@ -271,10 +271,11 @@ pub struct Log {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// Text on a terminal, JSON lines otherwise.
+    /// Text on a terminal, the journal's own fields under systemd, JSON lines otherwise.
     Auto,
     Text,
     Json,
+    Journal,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,6 +1,8 @@
-//! The log: what happened, in words on a terminal and in JSON lines elsewhere.
+//! The log: what happened, in words on a terminal, natively in the journal, and in JSON lines elsewhere.
 
+pub mod catalogue;
 pub mod event;
+mod journal;
 
 use std::io::IsTerminal;
 
@@ -12,6 +14,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::config::{Log, LogFormat, LogLevel};
 
 pub use event::Event;
+use journal::Journal;
 
 /// Sends all events to standard error, and panics after them.
 pub fn init(log: &Log) {
@@ -27,14 +30,18 @@ pub fn init(log: &Log) {
         .with_target("glaneur", level)
         .with_default(level.min(LevelFilter::WARN));
     let registry = tracing_subscriber::registry().with(targets);
-    if is_json(log.format) {
-        let layer = fmt::layer().json().flatten_event(true).with_target(false).with_writer(std::io::stderr);
-        registry.with(layer.with_current_span(false).with_span_list(false)).init();
-    } else {
-        let ansi = std::io::stderr().is_terminal();
-        registry
-            .with(fmt::layer().compact().with_target(false).with_ansi(ansi).with_writer(std::io::stderr))
-            .init();
+    match form(log.format) {
+        Form::Journal(journal) => registry.with(journal).init(),
+        Form::Json => {
+            let layer =
+                fmt::layer().json().flatten_event(true).with_target(false).with_writer(std::io::stderr);
+            registry.with(layer.with_current_span(false).with_span_list(false)).init();
+        }
+        Form::Text => {
+            let ansi = std::io::stderr().is_terminal();
+            let layer = fmt::layer().compact().with_target(false).with_ansi(ansi);
+            registry.with(layer.with_writer(std::io::stderr)).init();
+        }
     }
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
@@ -42,11 +49,21 @@ pub fn init(log: &Log) {
     }));
 }
 
-fn is_json(format: LogFormat) -> bool {
+enum Form {
+    Text,
+    Json,
+    Journal(Journal),
+}
+
+fn form(format: LogFormat) -> Form {
+    // Without a journal to speak to, lines on standard error reach whoever reads them.
+    let journal = || Journal::open().map_or(Form::Json, Form::Journal);
     match format {
-        LogFormat::Auto => !std::io::stderr().is_terminal(),
-        LogFormat::Text => false,
-        LogFormat::Json => true,
+        LogFormat::Auto if std::io::stderr().is_terminal() => Form::Text,
+        LogFormat::Auto if journal::is_behind_stderr() => journal(),
+        LogFormat::Auto | LogFormat::Json => Form::Json,
+        LogFormat::Text => Form::Text,
+        LogFormat::Journal => journal(),
     }
 }
 

@@ -348,7 +348,12 @@ fn log(section: Section<'_>) -> Log {
     let log = Log {
         format: section.choice(
             "format",
-            &[("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)],
+            &[
+                ("auto", LogFormat::Auto),
+                ("text", LogFormat::Text),
+                ("json", LogFormat::Json),
+                ("journal", LogFormat::Journal),
+            ],
         ),
         level: section.choice(
             "level",
