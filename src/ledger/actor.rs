@@ -238,10 +238,17 @@ struct LedgerActor {
 struct State {
     /// `None` while a group is being committed.
     store: Option<Box<dyn Store>>,
-    committing: Option<JoinHandle<Box<dyn Store>>>,
+    committing: Option<JoinHandle<Committed>>,
     waiting: Vec<Command>,
     outbox: watch::Sender<u64>,
     health: watch::Sender<Health>,
+}
+
+/// What the blocking task gives back.
+struct Committed {
+    store: Box<dyn Store>,
+    /// The store's chores after the commit.
+    tended: Result<(), StoreError>,
 }
 
 impl Actor for LedgerActor {
@@ -267,10 +274,11 @@ impl Actor for LedgerActor {
             Msg::Committed { fate } => {
                 failpoint::hit(Point::LedgerCommitted);
                 let was_full = *state.health.borrow() == Health::Full;
-                let store = state.committed().await?;
+                let tended = state.committed().await?;
+                let store = state.store.as_mut().ok_or("the store is gone")?;
                 let low = store.low();
                 let cramped = was_full && !store.has_room();
-                state.settle(fate, low, cramped)?;
+                state.settle(tended.map_or_else(GroupFate::Lost, |()| fate), low, cramped)?;
             }
             Msg::LookForRoom => {
                 me.send_after(LOOK_FOR_ROOM_EVERY, || Msg::LookForRoom);
@@ -284,7 +292,7 @@ impl Actor for LedgerActor {
     /// Closes the store before the supervisor hears of the end: ractor drops the state only afterwards, and the process
     /// would be gone with everything still in the store's log.
     async fn post_stop(&self, _: ActorRef<Msg>, state: &mut State) -> Result<(), ActorProcessingErr> {
-        state.committed().await?;
+        let _ = state.committed().await?; // The process ends, in order or not.
         drop(state.store.take());
         Ok(())
     }
@@ -302,26 +310,29 @@ impl LedgerActor {
         let me = me.clone();
         state.committing = Some(tokio::task::spawn_blocking(move || {
             // A command that panics must not take the store along unheard: the actor would wait for it for ever.
-            let fate = catch_unwind(AssertUnwindSafe(|| commit(store.as_mut(), group)));
-            let fate =
-                fate.unwrap_or_else(|_| GroupFate::Lost(StoreError::Other("a command panicked".into())));
+            let done = catch_unwind(AssertUnwindSafe(|| commit(store.as_mut(), group)));
+            let panicked = |_| (GroupFate::Lost(StoreError::Other("a command panicked".into())), Vec::new());
+            let (fate, durable) = done.unwrap_or_else(panicked);
+            // Before the answers: whoever gets one has work to do, and the next group would wait behind all of it.
             // Fails only if the actor is gone; the store closes when this task ends.
             let _ = me.cast(Msg::Committed { fate });
-            store
+            let is_durable = !durable.is_empty();
+            for command in durable {
+                command.job.answer(Ok(()));
+            }
+            let tended = if is_durable { store.tend() } else { Ok(()) };
+            Committed { store, tended }
         }));
     }
 }
 
 impl State {
-    /// The store, once the group in hand is done. Fails only while the process ends.
-    async fn committed(&mut self) -> Result<&mut dyn Store, ActorProcessingErr> {
-        if let Some(committing) = self.committing.take() {
-            self.store = Some(committing.await?);
-        }
-        match &mut self.store {
-            Some(store) => Ok(store.as_mut()),
-            None => Err("the store is gone".into()),
-        }
+    /// Takes the store back, once the group in hand is done. Fails only while the process ends.
+    async fn committed(&mut self) -> Result<Result<(), StoreError>, ActorProcessingErr> {
+        let Some(committing) = self.committing.take() else { return Ok(Ok(())) };
+        let Committed { store, tended } = committing.await?;
+        self.store = Some(store);
+        Ok(tended)
     }
 
     /// `cramped`: the disk was full, and has no more room than before.
@@ -369,10 +380,11 @@ impl State {
     }
 }
 
-/// One transaction for the whole group, one savepoint for each command; answers only when the fate is known.
-fn commit(store: &mut dyn Store, group: Vec<Command>) -> GroupFate {
+/// One transaction for the whole group, one savepoint for each command. Refusals are answered when the fate is known;
+/// what is on disk is given back to be answered.
+fn commit(store: &mut dyn Store, group: Vec<Command>) -> (GroupFate, Vec<Command>) {
     if let Err(error) = store.begin() {
-        return fail_group(group, error);
+        return (fail_group(group, error), Vec::new());
     }
     let mut survivors = Vec::with_capacity(group.len());
     let mut group = group.into_iter();
@@ -384,7 +396,7 @@ fn commit(store: &mut dyn Store, group: Vec<Command>) -> GroupFate {
                 survivors.push(command);
                 survivors.extend(group);
                 store.rollback();
-                return fail_group(survivors, StoreError::Full { group_lost: true });
+                return (fail_group(survivors, StoreError::Full { group_lost: true }), Vec::new());
             }
             Err(StoreError::Full { group_lost: false }) => {
                 full = true;
@@ -397,22 +409,15 @@ fn commit(store: &mut dyn Store, group: Vec<Command>) -> GroupFate {
             Err(error @ (StoreError::Medium(_) | StoreError::Corrupt(_))) => {
                 store.rollback();
                 // Nobody is answered: what the medium kept is not known.
-                return GroupFate::Lost(error);
+                return (GroupFate::Lost(error), Vec::new());
             }
         }
     }
     if let Err(error) = store.commit() {
         store.rollback();
-        return fail_group(survivors, error);
+        return (fail_group(survivors, error), Vec::new());
     }
-    let commands = survivors.len();
-    for command in survivors {
-        command.job.answer(Ok(()));
-    }
-    if let Err(error) = store.tend() {
-        return GroupFate::Lost(error);
-    }
-    GroupFate::Durable { commands, full }
+    (GroupFate::Durable { commands: survivors.len(), full }, survivors)
 }
 
 fn run_one(store: &mut dyn Store, job: &mut dyn Job) -> Result<(), StoreError> {

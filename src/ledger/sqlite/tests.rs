@@ -43,6 +43,18 @@ fn options() -> OpenOptions {
     }
 }
 
+/// What is said of a ledger whose process has ended: a neighbour test that starts a process holds a copy of our lock for
+/// a moment.
+fn open_when_free(path: &Path, options: OpenOptions) -> Result<Opened, OpenError> {
+    for _ in 0..200 {
+        match open_ledger(path, options.clone()) {
+            Err(OpenError::Locked { .. }) => std::thread::park_timeout(Duration::from_millis(10)),
+            opened => return opened,
+        }
+    }
+    panic!("still locked");
+}
+
 /// A ledger in a folder of its own, and the store that holds it.
 struct Lab {
     path: PathBuf,
@@ -140,7 +152,6 @@ impl Lab {
         self.report()
     }
 
-    /// The process ends in order, and another one starts.
     /// A kept statement that is compiled at every use costs more than it does.
     fn assert_compiled_once(&mut self) {
         for (sql, times) in self.store().recompiled() {
@@ -148,19 +159,10 @@ impl Lab {
         }
     }
 
+    /// The process ends in order, and another one starts.
     fn reopen(&mut self) {
         self.opened = None;
-        for _ in 0..200 {
-            match open_ledger(&self.path, self.options.clone()) {
-                // A neighbour test that starts a process holds a copy of our lock for a moment.
-                Err(OpenError::Locked { .. }) => std::thread::park_timeout(Duration::from_millis(10)),
-                opened => {
-                    self.opened = Some(opened.unwrap());
-                    return;
-                }
-            }
-        }
-        panic!("still locked");
+        self.opened = Some(open_when_free(&self.path, self.options.clone()).unwrap());
     }
 
     fn accept(&mut self, batch: &NewBatch) -> Accepted {
