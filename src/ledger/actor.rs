@@ -74,6 +74,13 @@ impl LedgerHandle {
         }
     }
 
+    /// Whether the writer answers a write: by a commit, or by a failure that it has classified, such as a full disk. Waits
+    /// as long as it takes, and needs no slot: a full queue is no sign of a writer that hangs.
+    pub async fn answers(&self) -> bool {
+        let (reply, answer) = oneshot::channel();
+        self.address.cast(Msg::Write(Command::touch(reply))).is_ok() && answer.await.is_ok()
+    }
+
     /// The same store, read through connections of its own.
     pub fn reader(&self) -> &LedgerReader {
         &self.reader
@@ -152,9 +159,13 @@ struct Command {
 
 impl Command {
     fn look_for_room() -> Self {
+        Self::touch(oneshot::channel().0)
+    }
+
+    /// Changes nothing that anybody reads.
+    fn touch(reply: oneshot::Sender<Result<(), LedgerError>>) -> Self {
         let command = |store: &mut dyn Store| store.touch();
-        let job = Typed { command: Some(command), result: None, reply: oneshot::channel().0 };
-        Self { job: Box::new(job), _slot: None }
+        Self { job: Box::new(Typed { command: Some(command), result: None, reply }), _slot: None }
     }
 }
 
@@ -401,6 +412,7 @@ fn commit(store: &mut dyn Store, group: Vec<Command>) -> GroupFate {
             }
         }
     }
+    failpoint::hit(Point::LedgerCommit);
     if let Err(error) = store.commit() {
         store.rollback();
         return fail_group(survivors, error);
