@@ -6,14 +6,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
 use glaneur::exit::Exit;
-use glaneur_kit::daemon::Setup;
-use glaneur_kit::{Daemon, Manager, Trouble};
+use glaneur_kit::{Manager, Trouble};
 
-use crate::support::{BINARY, REAL, Stage, accepted, batch};
-
-fn setup(stage: &Stage) -> Setup {
-    Daemon::builder(BINARY).config(stage.config.clone())
-}
+use super::setup;
+use crate::support::{REAL, Stage, accepted, batch};
 
 #[tokio::test]
 async fn ready_is_said_when_a_submit_would_be_taken_and_stopping_when_the_drain_begins() {
