@@ -14,7 +14,7 @@ use crate::exit::Exit;
 use crate::ledger::audit;
 use crate::ledger::sqlite::{self, OpenError};
 use crate::supervisor::{self, DrainPlan, Escalation};
-use crate::systemd::{Notifier, opening, sockets};
+use crate::systemd::{Note, Notifier, opening, sockets};
 use crate::telemetry::{self, Event};
 
 mod assemble;
@@ -158,7 +158,10 @@ async fn open_ledger(notifier: &Notifier, config: &Config) -> Result<sqlite::Ope
     let shown = progress.clone();
     let open = move || sqlite::open_visibly(&path, options, &progress);
     let opened = opening::visibly(notifier, "opening the ledger", || shown.count(), open).await;
-    opened.map_err(|error| refuse(&error))
+    opened.map_err(|error| {
+        notifier.tell(&[Note::Status(&error.to_string())]);
+        refuse(&error)
+    })
 }
 
 /// The one line on standard output: tests and scripts read the port that was really bound.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use glaneur_kit::manager::Said;
 use glaneur_kit::shop::{Conduct, When};
 use glaneur_kit::{Catalogue, Daemon, Gate, Manager};
 
@@ -121,6 +122,10 @@ async fn a_long_recovery_puts_the_end_of_the_start_off_while_it_moves() {
     let mut daemon = killed(&stage, &manager, "ledger.take_over=slow").await;
     assert!(manager.all_of("EXTEND_TIMEOUT_USEC").is_empty(), "a start that is not long asks for nothing");
     daemon.restart().await.unwrap();
+    let ready_again = |said: &[Said]| said.iter().filter(|said| said.of("READY").is_some()).count() == 2;
+    let said = manager.said().wait_until(ready_again, LONG).await.unwrap();
+    let last = |name| said.iter().rposition(|said| said.of(name).is_some()).unwrap();
+    assert!(last("EXTEND_TIMEOUT_USEC") < last("READY"), "not ready before the ledger is open");
     assert!(manager.all_of("EXTEND_TIMEOUT_USEC").len() >= 2, "{:?}", manager.said().all());
     let opening = |status: &&String| *status == "opening the ledger";
     assert_eq!(manager.all_of("STATUS").iter().filter(opening).count(), 2, "one for each start");
