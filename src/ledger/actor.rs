@@ -608,6 +608,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_writer_answers_although_its_queue_is_full_and_not_while_a_commit_hangs() {
+        let Running { handle, failed: _failed, _dir } = running(0).await;
+        let (begun, began) = oneshot::channel();
+        let (go, gone) = std::sync::mpsc::channel();
+        let hanging = handle.write(move |_| {
+            begun.send(()).unwrap();
+            gone.recv().unwrap();
+            Ok(())
+        });
+        let look = async {
+            began.await.unwrap();
+            let slots = Arc::clone(&handle.slots);
+            let others = slots.acquire_many_owned(slots_left(&handle)).await.unwrap();
+            assert_eq!(handle.write(|store| store.touch()).await, Err(LedgerError::Busy));
+            let early = tokio::time::timeout(Duration::from_millis(100), handle.answers()).await;
+            assert!(early.is_err(), "nothing is answered before the commit is over");
+            go.send(()).unwrap();
+            assert!(handle.answers().await);
+            drop(others);
+        };
+        let (hung, ()) = tokio::join!(hanging, look);
+        assert_eq!(hung, Ok(()));
+    }
+
+    fn slots_left(handle: &LedgerHandle) -> u32 {
+        u32::try_from(handle.slots.available_permits()).unwrap()
+    }
+
+    #[tokio::test]
     async fn a_command_that_panics_or_a_medium_that_fails_escalates() {
         for medium in [true, false] {
             let Running { handle, mut failed, _dir } = running(0).await;

@@ -428,3 +428,20 @@ impl TakeOver<'_> {
         self.store.lower_cursor(key)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_statement_shows_that_it_moves() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        let progress = Progress::default();
+        progress.watch(&mut connection).unwrap();
+        let count = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)
+                     SELECT count(*) FROM n";
+        let counted: i64 = connection.query_row(count, [], |row| row.get(0)).unwrap();
+        assert_eq!(counted, 100_000);
+        assert!(progress.count() > 10, "{progress:?}");
+    }
+}
