@@ -11,6 +11,8 @@ pub mod model;
 pub mod recipe;
 pub mod scraper;
 pub mod supervisor;
+pub mod systemd;
 pub mod telemetry;
 pub mod wall;
+pub mod watchdog;
 pub mod webhook;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::{complain, find};
@@ -14,9 +14,12 @@ use crate::exit::Exit;
 use crate::ledger::audit;
 use crate::ledger::sqlite::{self, OpenError};
 use crate::supervisor::{self, DrainPlan, Escalation};
+use crate::systemd::{Note, Notifier, opening, sockets};
 use crate::telemetry::{self, Event};
 
 mod assemble;
+mod listen;
+mod manager;
 
 pub fn run(config: Option<&Path>) -> Exit {
     let found = match find::config(config) {
@@ -24,12 +27,18 @@ pub fn run(config: Option<&Path>) -> Exit {
         Err(exit) => return exit,
     };
     telemetry::init(&found.config.log);
+    let notifier = Notifier::from_env();
+    // Before there are threads: it changes the environment.
+    let handed = match sockets::take_listener() {
+        Ok(handed) => handed,
+        Err(error) => return complain_and(Exit::Listen, error),
+    };
     raise_descriptors();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return complain_and(Exit::Escalated, format_args!("cannot start threads: {error}")),
     };
-    let exit = runtime.block_on(serve(found)).unwrap_or_else(|exit| exit);
+    let exit = runtime.block_on(serve(found, handed, notifier)).unwrap_or_else(|exit| exit);
     // Threads that still parse or read are not waited for: what counts is on disk.
     runtime.shutdown_timeout(Duration::ZERO);
     exit
@@ -45,13 +54,16 @@ fn raise_descriptors() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-async fn serve(found: find::Found) -> Result<Exit, Exit> {
+async fn serve(
+    found: find::Found,
+    handed: Option<std::net::TcpListener>,
+    notifier: Notifier,
+) -> Result<Exit, Exit> {
     let find::Found { path, config } = found;
     let secrets = assemble::Secrets::read(&config)?;
-    let (listener, address) = bind(config.server.listen).await?;
+    let (listener, address) = listen::listener(handed, &config.server).await?;
     let ledger_path = config.ledger.path.clone();
-    let opened =
-        sqlite::open(&ledger_path, assemble::open_options(&config)).map_err(|error| refuse(&error))?;
+    let opened = open_ledger(&notifier, &config).await?;
     tell_start(&config, &path, address, opened.report.epoch);
     if opened.report.charged > 0 {
         let (products, crashed) = (opened.report.charged.into(), opened.report.crashed.into());
@@ -64,11 +76,14 @@ async fn serve(found: find::Found) -> Result<Exit, Exit> {
     let mut signals = Signals::new()?;
     let drain = config.shutdown.drain;
     let (parts, ledger) = assemble::parts(&config, secrets, opened, listener)?;
+    let (drain_tx, draining) = watch::channel(None);
+    let manager = manager::Manager::new(notifier, &config, &ledger, &parts, draining);
     let (escalations_tx, mut escalations) = mpsc::unbounded_channel();
     let (root, mut joined) = supervisor::start(parts, escalations_tx).await.map_err(|error| {
         complain_and(Exit::Escalated, format_args!("the supervision tree did not start: {error}"))
     })?;
     say_address(address);
+    manager.keep_telling(&root);
     tokio::spawn(audit::keep_counting(ledger.reader().clone()));
 
     let name = tokio::select! {
@@ -78,6 +93,8 @@ async fn serve(found: find::Found) -> Result<Exit, Exit> {
     };
     let started = Instant::now();
     Event::DrainStarted { signal: name, seconds: drain.as_secs() }.emit();
+    manager.tell_stopping(started + drain);
+    drain_tx.send_replace(Some(started + drain));
     let work = async {
         // The coming death is nobody's fault: said in the ledger, or beside it where there is no room.
         if ledger.write(|store| store.mark_stopping()).await.is_err() {
@@ -134,11 +151,17 @@ impl Signals {
     }
 }
 
-async fn bind(listen: SocketAddr) -> Result<(tokio::net::TcpListener, SocketAddr), Exit> {
-    let failed = |error| complain_and(Exit::Listen, format_args!("server.listen = \"{listen}\": {error}"));
-    let listener = tokio::net::TcpListener::bind(listen).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    Ok((listener, address))
+/// A recovery of many products, or a migration, may take longer than the manager grants: it is told while that moves.
+async fn open_ledger(notifier: &Notifier, config: &Config) -> Result<sqlite::Opened, Exit> {
+    let (path, options) = (config.ledger.path.clone(), assemble::open_options(config));
+    let progress = sqlite::Progress::default();
+    let shown = progress.clone();
+    let open = move || sqlite::open_visibly(&path, options, &progress);
+    let opened = opening::visibly(notifier, "opening the ledger", || shown.count(), open).await;
+    opened.map_err(|error| {
+        notifier.tell(&[Note::Status(&error.to_string())]);
+        refuse(&error)
+    })
 }
 
 /// The one line on standard output: tests and scripts read the port that was really bound.

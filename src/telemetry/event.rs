@@ -88,6 +88,17 @@ events! {
     /// Claims of the last process were put back.
     ClaimsReleased = "claims_released", INFO, "claims of the last process put back" { products: u64 }
         => "Nothing. The products are visited again."
+    /// The service manager that NOTIFY_SOCKET names cannot be told anything; it may call a start that went well a failure.
+    NotifyFailed = "notify_failed", WARN, "the service manager cannot be told what the daemon does" { detail: &'a str }
+        => "See that NOTIFY_SOCKET is there and may be written to; the unit needs Type=notify and NotifyAccess=main."
+    /// A part is stuck, and the service manager is no longer told that the daemon is alive: it will be killed and started
+    /// again unless the part moves in time.
+    WatchdogWithheld = "watchdog_withheld", ERROR, "a part is stuck: the watchdog is not fed"
+        { part: &'a str, detail: &'a str }
+        => "Nothing at once: systemd starts the process again. If the part is the ledger, look at the disk."
+    /// The part that was stuck moves again, and the watchdog is fed.
+    WatchdogResumed = "watchdog_resumed", INFO, "the part moves again: the watchdog is fed" { part: &'a str }
+        => "Nothing."
     /// The daemon was asked to stop and drains.
     DrainStarted = "drain_started", INFO, "drain started" { signal: &'a str, seconds: u64 }
         => "Nothing. The process ends by itself within the time named; what is not done is done after the next start."
