@@ -3,6 +3,7 @@
 mod check;
 mod explain;
 mod find;
+mod secrets;
 mod serve;
 
 use std::path::PathBuf;

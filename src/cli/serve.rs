@@ -19,17 +19,17 @@ use crate::telemetry::{self, Event};
 mod assemble;
 
 pub fn run(config: Option<&Path>) -> Exit {
-    let found = match find::config(config) {
-        Ok(found) => found,
+    let loaded = match find::load(config) {
+        Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
-    telemetry::init(&found.config.log);
+    telemetry::init(&loaded.config.log);
     raise_descriptors();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return complain_and(Exit::Escalated, format_args!("cannot start threads: {error}")),
     };
-    let exit = runtime.block_on(serve(found)).unwrap_or_else(|exit| exit);
+    let exit = runtime.block_on(serve(loaded)).unwrap_or_else(|exit| exit);
     // Threads that still parse or read are not waited for: what counts is on disk.
     runtime.shutdown_timeout(Duration::ZERO);
     exit
@@ -45,9 +45,8 @@ fn raise_descriptors() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-async fn serve(found: find::Found) -> Result<Exit, Exit> {
-    let find::Found { path, config } = found;
-    let secrets = assemble::Secrets::read(&config)?;
+async fn serve(loaded: find::Loaded) -> Result<Exit, Exit> {
+    let find::Loaded { path, config, secrets } = loaded;
     let (listener, address) = bind(config.server.listen).await?;
     let ledger_path = config.ledger.path.clone();
     let opened =
@@ -63,7 +62,7 @@ async fn serve(found: find::Found) -> Result<Exit, Exit> {
     // Before the tree: a signal from now on drains.
     let mut signals = Signals::new()?;
     let drain = config.shutdown.drain;
-    let (parts, ledger) = assemble::parts(&config, secrets, opened, listener)?;
+    let (parts, ledger) = assemble::parts(&config, &secrets, opened, listener)?;
     let (escalations_tx, mut escalations) = mpsc::unbounded_channel();
     let (root, mut joined) = supervisor::start(parts, escalations_tx).await.map_err(|error| {
         complain_and(Exit::Escalated, format_args!("the supervision tree did not start: {error}"))

@@ -1,7 +1,6 @@
 //! From the configuration to the parts of the tree: what each part is told, and nothing started yet.
 
 use std::fs;
-use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,6 +9,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::complain_and;
 use crate::batch;
+use crate::cli::secrets::Secrets;
 use crate::config::{self, Config};
 use crate::exit::Exit;
 use crate::ingress;
@@ -33,57 +33,6 @@ use crate::webhook;
 const READERS: usize = 3;
 /// A commit that takes longer than this is a disk in trouble: its result is called unknown, and asked for again.
 const COMMIT_WITHIN: Duration = Duration::from_secs(10);
-
-/// What the files named in the configuration hold. Never printed.
-#[derive(Debug)]
-pub struct Secrets {
-    token: Option<ingress::Token>,
-    webhook: Option<webhook::Secret>,
-    catalogue: Option<CatalogueToken>,
-}
-
-struct CatalogueToken(String);
-
-impl std::fmt::Debug for CatalogueToken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("CatalogueToken(…)")
-    }
-}
-
-impl Secrets {
-    pub fn read(config: &Config) -> Result<Self, Exit> {
-        let token = read("server.token_file", config.server.token_file.as_deref())?;
-        let secret = read("webhooks.secret_file", config.webhooks.secret_file.as_deref())?;
-        let catalogue = config.catalogue.as_ref().and_then(|catalogue| catalogue.token_file.as_deref());
-        let webhook = secret
-            .map(|text| webhook::Secret::parse(&text))
-            .transpose()
-            .map_err(|error| complain_and(Exit::Config, format_args!("webhooks.secret_file: {error}")))?;
-        Ok(Self {
-            token: token.map(|text| ingress::Token::new("api", text.as_bytes())),
-            webhook,
-            catalogue: read("catalogue.token_file", catalogue)?.map(CatalogueToken),
-        })
-    }
-}
-
-/// A secret of one line; the error names the key, and never what the file holds.
-fn read(key: &str, path: Option<&Path>) -> Result<Option<String>, Exit> {
-    let Some(path) = path else { return Ok(None) };
-    let fail = |what: &dyn std::fmt::Display| {
-        complain_and(Exit::File, format_args!("{key} = {:?}: {what}", path.display().to_string()))
-    };
-    let text = fs::read_to_string(path).map_err(|error| fail(&error))?;
-    match first_line(&text) {
-        "" => Err(fail(&"its first line is empty")),
-        line => Ok(Some(line.to_owned())),
-    }
-}
-
-/// What follows may be a remark of whoever keeps the file.
-fn first_line(text: &str) -> &str {
-    text.lines().next().unwrap_or_default().trim()
-}
 
 pub fn open_options(config: &Config) -> OpenOptions {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
@@ -127,7 +76,7 @@ fn language(config: &Config) -> Language {
 /// All parts, and a handle on the ledger for the signals.
 pub fn parts(
     config: &Config,
-    secrets: Secrets,
+    secrets: &Secrets,
     opened: Opened,
     listener: tokio::net::TcpListener,
 ) -> Result<(Parts, LedgerHandle), Exit> {
@@ -139,19 +88,19 @@ pub fn parts(
     let epoch = opened.report.epoch;
     let (handle, ledger) = ledger::handle(opened.reader, limits);
     let tor = TorGate::new(config.tor.socks);
-    let gear = Arc::new(gear(config, &handle, tor.clone(), epoch, secrets.catalogue)?);
+    let gear = Arc::new(gear(config, &handle, tor.clone(), epoch, secrets.catalogue())?);
     let (scrapers, pool) = pool::handle();
     let (accepted_tx, accepted) = watch::channel(0);
     let (batches_handle, batches) = batch::supervisor::handle();
     let (webhook_handle, webhook) = webhook::handle(webhook::Args {
         ledger: handle.clone(),
-        settings: watch::channel(Arc::new(webhook_settings(config, secrets.webhook))).1,
+        settings: watch::channel(Arc::new(webhook_settings(config, secrets.webhook()))).1,
         claims_max: config.ledger.claims_max,
     })
     .map_err(|error| complain_and(Exit::Escalated, format_args!("the webhook client: {error}")))?;
     let ingress = ingress::Ingress::new(ingress::Args {
         ledger: handle.clone(),
-        settings: watch::channel(Arc::new(ingress_settings(config, secrets.token))).1,
+        settings: watch::channel(Arc::new(ingress_settings(config, secrets.token()))).1,
         status: tor_status(&tor),
         batches: accepted_tx,
     });
@@ -177,7 +126,7 @@ fn gear(
     ledger: &LedgerHandle,
     tor: TorGate,
     epoch: i64,
-    token: Option<CatalogueToken>,
+    token: Option<String>,
 ) -> Result<Gear, Exit> {
     let tls = Tls::new(None).map_err(|error| complain_and(Exit::Escalated, format_args!("TLS: {error}")))?;
     let shops = config.enabled_sites().into_iter().map(|recipe| {
@@ -191,7 +140,7 @@ fn gear(
             via: catalogue.via,
         },
         catalogue,
-        token: token.map(|token| token.0),
+        token,
     });
     let fetch = &config.fetch;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -304,16 +253,4 @@ fn tor_status(tor: &TorGate) -> watch::Receiver<serde_json::Value> {
         }
     });
     rx
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_secret_is_the_first_line_of_its_file() {
-        assert_eq!(first_line("whsec_abc\nmade in November\n"), "whsec_abc");
-        assert_eq!(first_line(" token \r\n"), "token");
-        assert_eq!(first_line("\ntoken"), "");
-    }
 }
