@@ -48,6 +48,8 @@ pub enum VisitEnd {
     Sold,
     /// The catalogue does not sell it.
     NotSold,
+    /// There is no catalogue any more: the product goes on as if none had been asked.
+    NoCatalogue,
     /// The attempt is charged.
     Failed { reason: Reason, again: Again },
     /// Nothing is charged: Tor was away, the daemon drains.
@@ -206,7 +208,7 @@ impl Product {
                 self.mismatch.get_or_insert(detail);
                 self.shop_done(shop, None, plan)
             }
-            VisitEnd::Sold => self.begin_round(Step::Primary, plan),
+            VisitEnd::Sold | VisitEnd::NoCatalogue => self.begin_round(Step::Primary, plan),
             VisitEnd::NotSold => {
                 let reason = Reason::new("not_in_catalogue", "the catalogue does not sell this barcode");
                 self.end(Outcome::without_visit(Status::NotInCatalogue, Some(reason)))
@@ -465,6 +467,16 @@ mod tests {
         }
         let (_, effects, _) = after(&[found()], Some(replacement()));
         assert!(!outcome(effects).used_replacement);
+    }
+
+    #[test]
+    fn a_product_goes_on_when_the_catalogue_was_taken_out_of_the_configuration() {
+        let asked = Plan { catalogue: true, ..plan(&["a"]) };
+        let (mut product, effects) = Product::claimed(primary(), None, &asked);
+        let question = slots(&effects)[0];
+        let effects = product.apply(Input::Ended(question, VisitEnd::NoCatalogue), &plan(&["a"]));
+        let outcome = outcome(product.apply(Input::Ended(slots(&effects)[0], found()), &plan(&["a"])));
+        assert_eq!(outcome.status, Status::Found);
     }
 
     #[test]

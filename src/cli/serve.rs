@@ -17,19 +17,20 @@ use crate::supervisor::{self, DrainPlan, Escalation};
 use crate::telemetry::{self, Event};
 
 mod assemble;
+mod reload;
 
 pub fn run(config: Option<&Path>) -> Exit {
     let loaded = match find::load(config) {
         Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
-    telemetry::init(&loaded.config.log);
+    let level = telemetry::init(&loaded.config.log);
     raise_descriptors();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return complain_and(Exit::Escalated, format_args!("cannot start threads: {error}")),
     };
-    let exit = runtime.block_on(serve(loaded)).unwrap_or_else(|exit| exit);
+    let exit = runtime.block_on(serve(loaded, level)).unwrap_or_else(|exit| exit);
     // Threads that still parse or read are not waited for: what counts is on disk.
     runtime.shutdown_timeout(Duration::ZERO);
     exit
@@ -45,13 +46,13 @@ fn raise_descriptors() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-async fn serve(loaded: find::Loaded) -> Result<Exit, Exit> {
-    let find::Loaded { path, config, secrets } = loaded;
+async fn serve(loaded: find::Loaded, level: telemetry::Level) -> Result<Exit, Exit> {
+    let find::Loaded { path, config, secrets } = &loaded;
     let (listener, address) = bind(config.server.listen).await?;
     let ledger_path = config.ledger.path.clone();
     let opened =
-        sqlite::open(&ledger_path, assemble::open_options(&config)).map_err(|error| refuse(&error))?;
-    tell_start(&config, &path, address, opened.report.epoch);
+        sqlite::open(&ledger_path, assemble::open_options(config)).map_err(|error| refuse(&error))?;
+    tell_start(config, path, address, opened.report.epoch);
     if opened.report.charged > 0 {
         let (products, crashed) = (opened.report.charged.into(), opened.report.crashed.into());
         Event::DeathsCharged { products, crashed }.emit();
@@ -61,13 +62,14 @@ async fn serve(loaded: find::Loaded) -> Result<Exit, Exit> {
     }
     // Before the tree: a signal from now on drains.
     let mut signals = Signals::new()?;
-    let drain = config.shutdown.drain;
-    let (parts, ledger) = assemble::parts(&config, &secrets, opened, listener)?;
+    let hangups = Signals::listen(SignalKind::hangup())?;
+    let (parts, ledger, inlets) = assemble::parts(config, secrets, opened, listener)?;
     let (escalations_tx, mut escalations) = mpsc::unbounded_channel();
     let (root, mut joined) = supervisor::start(parts, escalations_tx).await.map_err(|error| {
         complain_and(Exit::Escalated, format_args!("the supervision tree did not start: {error}"))
     })?;
     say_address(address);
+    let reloads = reload::Reloader { running: loaded, inlets, level }.listen(hangups);
     tokio::spawn(audit::keep_counting(ledger.reader().clone()));
 
     let name = tokio::select! {
@@ -76,6 +78,7 @@ async fn serve(loaded: find::Loaded) -> Result<Exit, Exit> {
         _ = &mut joined => return Ok(escalate(&ledger_path, None)),
     };
     let started = Instant::now();
+    let drain = reloads.close();
     Event::DrainStarted { signal: name, seconds: drain.as_secs() }.emit();
     let work = async {
         // The coming death is nobody's fault: said in the ledger, or beside it where there is no room.
@@ -105,30 +108,23 @@ async fn serve(loaded: find::Loaded) -> Result<Exit, Exit> {
 struct Signals {
     term: Signal,
     int: Signal,
-    /// Heard so that it does not end the process, which is what it does to one that does not listen.
-    hup: Signal,
 }
 
 impl Signals {
     fn new() -> Result<Self, Exit> {
-        let listen = |kind| {
-            signal(kind)
-                .map_err(|error| complain_and(Exit::Escalated, format_args!("cannot hear signals: {error}")))
-        };
-        Ok(Self {
-            term: listen(SignalKind::terminate())?,
-            int: listen(SignalKind::interrupt())?,
-            hup: listen(SignalKind::hangup())?,
-        })
+        Ok(Self { term: Self::listen(SignalKind::terminate())?, int: Self::listen(SignalKind::interrupt())? })
+    }
+
+    /// From now on it no longer ends the process by itself.
+    fn listen(kind: SignalKind) -> Result<Signal, Exit> {
+        signal(kind)
+            .map_err(|error| complain_and(Exit::Escalated, format_args!("cannot hear signals: {error}")))
     }
 
     async fn next(&mut self) -> &'static str {
-        loop {
-            tokio::select! {
-                _ = self.term.recv() => return "SIGTERM",
-                _ = self.int.recv() => return "SIGINT",
-                _ = self.hup.recv() => Event::ReloadIgnored {}.emit(),
-            }
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
         }
     }
 }

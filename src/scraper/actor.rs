@@ -28,7 +28,7 @@ pub struct Gear {
     pub scrapers: usize,
     pub ledger: LedgerHandle,
     /// How many visits of suspects had the floor: each cleared the marks of all other products in the ledger.
-    pub floor: AtomicU64,
+    pub floor: Arc<AtomicU64>,
     pub tor: TorGate,
     pub probe_timeout: Duration,
     pub shops: BTreeMap<SiteName, Shop>,
@@ -72,12 +72,6 @@ pub struct CatalogueGear {
     pub limits: ShopLimits,
 }
 
-impl Gear {
-    pub fn shop_names(&self) -> impl Iterator<Item = SiteName> + '_ {
-        self.shops.keys().cloned().chain(self.catalogue.iter().map(|_| super::CATALOGUE.into()))
-    }
-}
-
 impl fmt::Debug for Gear {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gear").field("scrapers", &self.scrapers).finish_non_exhaustive()
@@ -90,12 +84,11 @@ pub(super) struct Arguments {
     pub gear: Arc<Gear>,
     pub pool: ActorRef<pool::Msg>,
     pub drain: watch::Receiver<Option<Instant>>,
-    pub paces: BTreeMap<SiteName, Pace>,
 }
 
 pub(super) enum Msg {
-    /// Tell: do this visit, answer its ticket, and tell the pool that it is over.
-    Visit(Box<Visit>),
+    /// Tell: do this visit with this gear, answer its ticket, and tell the pool that it is over.
+    Visit { visit: Box<Visit>, gear: Arc<Gear>, pace: Option<Pace> },
 }
 
 impl fmt::Debug for Msg {
@@ -127,12 +120,13 @@ impl Actor for ScraperActor {
     }
 
     async fn handle(&self, _: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
-        let Msg::Visit(visit) = msg;
+        let Msg::Visit { visit, gear, pace } = msg;
         failpoint::hit(Point::ScraperVisit);
         let label = visit.label();
+        state.arguments.gear = gear;
         state.retire_if_worn();
-        let Arguments { gear, drain, paces, .. } = &mut state.arguments;
-        let mut call = visit::Call { gear, circuit: &mut state.circuit, paces, drain };
+        let Arguments { gear, drain, .. } = &mut state.arguments;
+        let mut call = visit::Call { gear, circuit: &mut state.circuit, pace, drain };
         call.run(*visit).await;
         state.tell_over(label);
         Ok(())
