@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use glaneur::exit::Exit;
 use glaneur_kit::magento::{Magento, Mood};
@@ -178,6 +178,19 @@ async fn a_removed_shop_ends_the_visit_in_flight_answers_those_that_wait_and_cos
 }
 
 #[tokio::test]
+async fn a_visit_between_two_attempts_at_a_removed_shop_is_over() {
+    let stage = stage().set("fetch", "retry_min", "2s").set("fetch", "retry_max", "2s");
+    stage.shops.of(ShopKind::Drakkars).behave(When::Always, Conduct::Status(500));
+    let mut daemon = stage.start().await;
+    accepted(daemon.submit(&batch([REAL[0]])).await.unwrap());
+    daemon.wait_for_event("visit_ended", |event| event["site"] == "drakkars").await.unwrap();
+    reloaded(&mut daemon, stage.config.clone().site_key("drakkars", "enabled", false)).await;
+    let (products, _) = stage.finished(1).await;
+    assert_eq!(products[0]["status"], "found");
+    assert_eq!(products[0]["errors"]["drakkars"]["kind"], "removed");
+}
+
+#[tokio::test]
 async fn a_batch_whose_last_shop_was_removed_ends_as_failed_with_the_reason() {
     let stage = stage().only(ShopKind::Cocooncenter).set("batches", "window", 1);
     let gate = Gate::closed();
@@ -261,7 +274,15 @@ async fn circuits_follow_up_and_down_while_visits_are_in_flight_and_none_is_lost
     assert!(visits.iter().all(|visit| visit["attempt"] == 1), "none was charged");
     let worker = |visit: &Value| visit["circuit"].as_str().unwrap().split('.').next().unwrap().to_owned();
     assert_eq!(visits[..8].iter().map(worker).collect::<BTreeSet<_>>().len(), 8);
-    assert!(visits[8..].iter().all(|visit| worker(visit) == "w0"), "those beyond ended with their visit");
+    assert!(visits[8..].iter().all(|visit| worker(visit) == "w0"), "those beyond got no more");
+    // One circuit keeps one idle connection to each shop; the others ended with theirs.
+    let ports: Vec<u16> = stage.shops.all.iter().map(glaneur_kit::Shop::port).collect();
+    let begun = Instant::now();
+    while daemon.sockets().unwrap().iter().filter(|socket| ports.contains(&socket.remote.port())).count() > 3
+    {
+        assert!(begun.elapsed() < LONG, "connections are left: {:?}", daemon.sockets());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     // And up again: a scraper that was let go is a new one with a new circuit.
     gate.close();
     reloaded(&mut daemon, stage.config.clone().circuits(3)).await;
