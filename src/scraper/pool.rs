@@ -245,7 +245,7 @@ impl State {
         }
         let label = visit.label();
         if let Err(visit) = self.queue.push(label, visit) {
-            change::removed(visit);
+            change::removed(*visit);
         }
     }
 

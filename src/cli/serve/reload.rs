@@ -52,29 +52,22 @@ impl Reloader {
     pub fn listen(mut self, mut hangups: Signal) -> Reloads {
         let closed = watch::Sender::new(false);
         let (drain_tx, drain) = watch::channel(self.running.config.shutdown.drain);
-        let is_closed = closed.subscribe();
+        let reloads = Reloads { closed, drain };
+        let closed = reloads.closed.subscribe();
         tokio::spawn(async move {
             while hangups.recv().await.is_some() {
-                self.reload(&is_closed).await;
-                drain_tx.send_replace(self.running.config.shutdown.drain);
+                let loaded = load(self.running.path.clone()).await;
+                match loaded {
+                    _ if *closed.borrow() => Event::ReloadIgnored {}.emit(),
+                    Ok(loaded) => self.take(loaded, &drain_tx).await,
+                    Err(refusal) => self.refuse(&refusal),
+                }
             }
         });
-        Reloads { closed, drain }
+        reloads
     }
 
-    async fn reload(&mut self, closed: &watch::Receiver<bool>) {
-        let path = self.running.path.clone();
-        let checked = load(path).await;
-        if *closed.borrow() {
-            return Event::ReloadIgnored {}.emit();
-        }
-        match checked {
-            Ok(loaded) => self.take(loaded).await,
-            Err(refusal) => self.refuse(&refusal),
-        }
-    }
-
-    async fn take(&mut self, loaded: Loaded) {
+    async fn take(&mut self, loaded: Loaded, drain: &watch::Sender<Duration>) {
         let Loaded { path, config: new, secrets } = loaded;
         let old = &self.running.config;
         let direct_before = assemble::direct_ways(old);
@@ -85,6 +78,7 @@ impl Reloader {
             }
         }
         self.inlets.put(&config, &secrets).await;
+        drain.send_replace(config.shutdown.drain);
         // What is said now is said at the more talkative of both levels.
         self.level.set(old_level.max(config.log.level));
         self.running = Loaded { path, config, secrets };

@@ -33,7 +33,7 @@ impl State {
         let before = std::mem::replace(&mut self.gear, Arc::clone(&self.gears.borrow_and_update()));
         let gone = self.queue.change(self.gear.scrapers as u32, &limits(&self.gear), Instant::now());
         for (_, visit) in gone {
-            removed(visit);
+            removed(*visit);
         }
         if before.probe_timeout != self.gear.probe_timeout {
             self.tor_watcher = watch_tor(&self.gear);
@@ -62,7 +62,7 @@ impl State {
 }
 
 /// Answers a visit of a shop that is no longer in the configuration; without a catalogue the product goes on.
-pub(super) fn removed(visit: Box<Visit>) {
+pub(super) fn removed(visit: Visit) {
     let end = if &*visit.site == CATALOGUE {
         VisitEnd::NoCatalogue
     } else {
