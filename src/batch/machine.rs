@@ -61,6 +61,17 @@ pub enum VisitEnd {
     Void,
 }
 
+impl VisitEnd {
+    /// The shop is not in use any more (rule 13): no attempt makes sense.
+    pub fn removed() -> Self {
+        Self::Failed { reason: removed(), again: Again::Never }
+    }
+}
+
+fn removed() -> Reason {
+    Reason::new("removed", "the shop is no longer in the configuration, or switched off")
+}
+
 /// Whether another attempt makes sense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Again {
@@ -312,8 +323,7 @@ impl Product {
             if *in_use {
                 effects.push(self.ask(shop));
             } else {
-                let detail = "the shop is no longer in the configuration, or switched off";
-                self.note_error(shop, Reason::new("removed", detail), plan);
+                self.note_error(shop, removed(), plan);
             }
         }
         if effects.is_empty() { self.round_over(plan) } else { effects }

@@ -116,7 +116,7 @@ impl Call<'_> {
         } else {
             match gear.shops.get(&visit.site) {
                 Some(shop) => self.look_up(shop, &visit.gtin, &mut visit.ticket, started).await,
-                None => Err(removed()),
+                None => Ok(VisitEnd::removed()),
             }
         };
         match result {
@@ -345,10 +345,6 @@ pub(super) fn authority(url: &Url) -> String {
 
 fn failed(kind: &str, detail: impl Into<String>, again: Again) -> Stop {
     Stop::Failed { reason: Reason::new(kind, detail), again }
-}
-
-fn removed() -> Stop {
-    failed("removed", "the shop is no longer in the configuration", Again::Never)
 }
 
 /// An error and what is behind it: "agree on TLS with the shop: certificate expired".

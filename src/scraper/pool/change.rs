@@ -8,8 +8,8 @@ use ractor::{ActorProcessingErr, ActorRef};
 use tokio::time::Instant;
 
 use super::{Msg, State, Worker, watch_tor};
-use crate::batch::machine::{Again, VisitEnd};
-use crate::model::{Reason, SiteName};
+use crate::batch::machine::VisitEnd;
+use crate::model::SiteName;
 use crate::scraper::actor::Gear;
 use crate::scraper::queue::ShopLimits;
 use crate::scraper::{CATALOGUE, Visit};
@@ -63,11 +63,6 @@ impl State {
 
 /// Answers a visit of a shop that is no longer in the configuration; without a catalogue the product goes on.
 pub(super) fn removed(visit: Visit) {
-    let end = if &*visit.site == CATALOGUE {
-        VisitEnd::NoCatalogue
-    } else {
-        let reason = Reason::new("removed", "the shop is no longer in the configuration, or switched off");
-        VisitEnd::Failed { reason, again: Again::Never }
-    };
+    let end = if &*visit.site == CATALOGUE { VisitEnd::NoCatalogue } else { VisitEnd::removed() };
     visit.ticket.answer(end);
 }
