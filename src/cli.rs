@@ -4,6 +4,7 @@ mod check;
 mod explain;
 mod find;
 mod generate;
+mod secrets;
 mod serve;
 
 use std::path::PathBuf;

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort, SpawnErr, SupervisionEvent};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::batch;
@@ -114,7 +114,8 @@ pub struct Parts {
     pub webhook_handle: webhook::WebhookHandle,
     pub pool: scraper::pool::Pool,
     pub scrapers: scraper::ScrapersHandle,
-    pub gear: Arc<Gear>,
+    /// The gear of now, also after a restart of the scrapers.
+    pub gear: watch::Receiver<Arc<Gear>>,
     pub batches: batch::Batches,
     pub batches_handle: batch::BatchesHandle,
     pub batches_arguments: batch::supervisor::Arguments,
@@ -275,7 +276,7 @@ impl State {
                     .await
             }
             Child::Sender => parts.webhook.start(root).await,
-            Child::Scrapers => parts.pool.start(Arc::clone(&parts.gear), root).await,
+            Child::Scrapers => parts.pool.start(parts.gear.clone(), root).await,
             Child::Batches => parts.batches.start(parts.batches_arguments.clone(), root).await,
             Child::Ingress => {
                 let closed = || SpawnErr::StartupFailed("the listener is closed".into());

@@ -6,29 +6,42 @@ mod journal;
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, fmt, reload};
 
 use crate::config::{Log, LogFormat, LogLevel};
 
 pub use event::Event;
 use journal::Journal;
 
-/// Sends all events to standard error, and panics after them.
-pub fn init(log: &Log) {
-    let level = match log.level {
+/// Changes `log.level` of a running daemon.
+#[derive(Debug)]
+pub struct Level(reload::Handle<Targets, Registry>);
+
+impl Level {
+    pub fn set(&self, level: LogLevel) {
+        // It fails only without a subscriber, which lives as long as the process.
+        let _ = self.0.reload(targets(level));
+    }
+}
+
+/// The libraries' own words only when something is wrong with them.
+fn targets(level: LogLevel) -> Targets {
+    let level = match level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    // The libraries' own words only when something is wrong with them.
-    let targets = tracing_subscriber::filter::Targets::new()
-        .with_target("glaneur", level)
-        .with_default(level.min(LevelFilter::WARN));
+    Targets::new().with_target("glaneur", level).with_default(level.min(LevelFilter::WARN))
+}
+
+/// Sends all events to standard error, and panics after them.
+pub fn init(log: &Log) -> Level {
+    let (targets, level) = reload::Layer::new(targets(log.level));
     let registry = tracing_subscriber::registry().with(targets);
     match form(log.format) {
         Form::Journal(journal) => registry.with(journal).init(),
@@ -47,6 +60,7 @@ pub fn init(log: &Log) {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         Event::Panicked { detail: &panic_text(info.payload()), place: &place }.emit();
     }));
+    Level(level)
 }
 
 enum Form {

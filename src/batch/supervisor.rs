@@ -14,13 +14,13 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort, Spawn
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::Settings;
 use super::actor::{self, Coordinator};
-use super::machine::Plan;
 use crate::failpoint::{self, Point};
 use crate::ledger::LedgerHandle;
 use crate::ledger::store::{Claim, OpenBatch, StoreError};
+use crate::model::BatchNo;
 use crate::model::batch::Outcome;
-use crate::model::{BatchNo, SiteName};
 use crate::scraper::ScrapersHandle;
 use crate::supervisor::address::{self, Address, Publisher};
 use crate::supervisor::policy::{Decision, History, Intensity};
@@ -49,14 +49,7 @@ pub struct Arguments {
     pub epoch: i64,
     pub ledger: LedgerHandle,
     pub scrapers: ScrapersHandle,
-    /// The shops in use, by their names.
-    pub shops: Vec<SiteName>,
-    pub catalogue: bool,
-    pub attempts_max: u32,
-    pub catalogue_attempts_max: u32,
-    pub retry_min: Duration,
-    pub retry_max: Duration,
-    pub window: usize,
+    pub settings: watch::Receiver<Arc<Settings>>,
     /// Changes with each accepted batch.
     pub accepted: watch::Receiver<u64>,
 }
@@ -268,21 +261,15 @@ impl State {
         if child.actor.is_some() || self.draining {
             return Ok(());
         }
-        let in_use = |site: &SiteName| arguments.shops.contains(site);
-        let plan = Plan {
-            shops: child.batch.sites.iter().map(|site| (site.clone(), in_use(site))).collect(),
-            catalogue: arguments.catalogue,
-            attempts_max: arguments.attempts_max,
-            catalogue_attempts_max: arguments.catalogue_attempts_max,
-            retry_min: arguments.retry_min,
-            retry_max: arguments.retry_max,
-        };
+        let mut settings = arguments.settings.clone();
+        let now = Arc::clone(&settings.borrow_and_update());
         let incarnation = INCARNATIONS.fetch_add(1, Ordering::Relaxed) + 1;
         let coordinator = actor::Arguments {
             batch: child.batch.clone(),
             claim: Claim { epoch: arguments.epoch, incarnation },
-            plan: Arc::new(plan),
-            window: arguments.window,
+            plan: Arc::new(now.plan(&child.batch.sites)),
+            window: now.window,
+            settings,
             ledger: arguments.ledger.clone(),
             scrapers: arguments.scrapers.clone(),
         };

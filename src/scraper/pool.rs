@@ -3,6 +3,8 @@
 //! Its mailbox is bounded by its askers: a coordinator asks for at most its window of products. A scraper is told of one
 //! visit at a time and says when it is over, so no scraper has a queue of its own.
 
+mod change;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +14,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::Visit;
 use super::actor::{self, Gear, ScraperActor};
-use super::queue::{Label, Next, Open, Queue, ShopLimits};
-use super::{CATALOGUE, Visit};
+use super::queue::{Label, Next, Open, Queue};
 use crate::failpoint::{self, Point};
 use crate::ledger::actor::Health;
 use crate::supervisor::address::{self, Address, Publisher};
@@ -68,9 +70,14 @@ pub fn handle() -> (ScrapersHandle, Pool) {
 }
 
 impl Pool {
-    pub async fn start(&self, gear: Arc<Gear>, supervisor: ActorCell) -> Result<ActorCell, SpawnErr> {
+    /// `gears`: what the scrapers share; a new one is for what starts after it.
+    pub async fn start(
+        &self,
+        gears: watch::Receiver<Arc<Gear>>,
+        supervisor: ActorCell,
+    ) -> Result<ActorCell, SpawnErr> {
         self.publisher.withdraw();
-        let (actor, _) = Actor::spawn_linked(Some("scrapers".into()), PoolActor, gear, supervisor).await?;
+        let (actor, _) = Actor::spawn_linked(Some("scrapers".into()), PoolActor, gears, supervisor).await?;
         let cell = actor.get_cell();
         actor.cast(Msg::Look).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
         self.publisher.publish(actor);
@@ -111,6 +118,7 @@ struct PoolActor;
 
 struct State {
     gear: Arc<Gear>,
+    gears: watch::Receiver<Arc<Gear>>,
     queue: Queue<Box<Visit>>,
     workers: Vec<Worker>,
     history: History,
@@ -119,8 +127,9 @@ struct State {
     drained: Option<RpcReplyPort<()>>,
     /// The moment of the earliest `Look` that is already on its way.
     next_look: Option<Instant>,
-    /// Watches Tor and the disk; ends with this incarnation.
-    _watchers: Vec<Watcher>,
+    tor_watcher: Watcher,
+    /// Watch what changes outside; end with this incarnation.
+    _watchers: [Watcher; 3],
 }
 
 #[derive(Debug, Default)]
@@ -142,23 +151,22 @@ impl Drop for Watcher {
 impl Actor for PoolActor {
     type Msg = Msg;
     type State = State;
-    type Arguments = Arc<Gear>;
+    type Arguments = watch::Receiver<Arc<Gear>>;
 
-    async fn pre_start(&self, me: ActorRef<Msg>, gear: Arc<Gear>) -> Result<State, ActorProcessingErr> {
-        let now = Instant::now();
+    async fn pre_start(
+        &self,
+        me: ActorRef<Msg>,
+        mut gears: watch::Receiver<Arc<Gear>>,
+    ) -> Result<State, ActorProcessingErr> {
+        let gear = Arc::clone(&gears.borrow_and_update());
         let mut queue = Queue::new(gear.scrapers as u32);
-        for shop in gear.shops.values() {
-            let limits =
-                ShopLimits { interval: shop.interval, concurrency: shop.concurrency, via: shop.recipe.via };
-            queue.open_shop(shop.recipe.name.as_str().into(), limits, now);
+        for (shop, limits) in change::limits(&gear) {
+            queue.open_shop(shop, limits, Instant::now());
         }
-        if let Some(catalogue) = &gear.catalogue {
-            queue.open_shop(CATALOGUE.into(), catalogue.limits, now);
-        }
-        let watchers = vec![
-            Watcher(tokio::spawn(gear.tor.clone().keep_looking(gear.probe_timeout))),
+        let watchers = [
             Watcher(tokio::spawn(look_on_change(me.clone(), gear.tor.watch()))),
-            Watcher(tokio::spawn(look_on_change(me, gear.ledger.health()))),
+            Watcher(tokio::spawn(look_on_change(me.clone(), gear.ledger.health()))),
+            Watcher(tokio::spawn(look_on_change(me, gears.clone()))),
         ];
         let workers = (0..gear.scrapers).map(|_| Worker::default()).collect();
         Ok(State {
@@ -169,12 +177,15 @@ impl Actor for PoolActor {
             drain: watch::channel(None).0,
             drained: None,
             next_look: None,
+            tor_watcher: watch_tor(&gear),
             _watchers: watchers,
             gear,
+            gears,
         })
     }
 
     async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+        state.follow(&me).await?;
         match msg {
             Msg::Ask(visit) => {
                 failpoint::hit(Point::ScrapersAsk);
@@ -233,14 +244,16 @@ impl State {
             return; // Dropped: its ticket says that it never dialled.
         }
         let label = visit.label();
-        // A shop that is not in the configuration is never asked for (rule 13); dropping the visit says so again.
-        let _ = self.queue.push(label, visit);
+        if let Err(visit) = self.queue.push(label, visit) {
+            change::removed(*visit);
+        }
     }
 
     fn visit_over(&mut self, worker: usize, incarnation: u64, label: &Label) {
         let Some(slot) = self.workers.get_mut(worker) else { return };
         if slot.incarnation == incarnation && slot.visit.take().is_some() {
             self.queue.ended(label);
+            self.let_go();
         }
     }
 
@@ -256,10 +269,11 @@ impl State {
         if let Some(label) = slot.visit.take() {
             self.queue.ended(&label);
         }
+        self.let_go();
     }
 
     async fn start_missing(&mut self, me: &ActorRef<Msg>) -> Result<(), ActorProcessingErr> {
-        for worker in 0..self.workers.len() {
+        for worker in 0..self.gear.scrapers {
             if self.workers[worker].incarnation == 0 {
                 self.revive(worker, me).await?;
             }
@@ -268,7 +282,9 @@ impl State {
     }
 
     async fn revive(&mut self, worker: usize, me: &ActorRef<Msg>) -> Result<(), ActorProcessingErr> {
-        if self.workers[worker].actor.is_some() || self.drain.borrow().is_some() {
+        // There may be fewer circuits now than when its scraper failed.
+        let is_missing = worker < self.gear.scrapers && self.workers[worker].actor.is_none();
+        if !is_missing || self.drain.borrow().is_some() {
             return Ok(());
         }
         self.incarnations += 1;
@@ -279,11 +295,6 @@ impl State {
             gear: Arc::clone(&self.gear),
             pool: me.clone(),
             drain: self.drain.subscribe(),
-            paces: self
-                .gear
-                .shop_names()
-                .filter_map(|name| Some((name.clone(), self.queue.pace(&name)?)))
-                .collect(),
         };
         let (actor, _) = Actor::spawn_linked(None, ScraperActor, arguments, me.get_cell()).await?;
         self.workers[worker] = Worker { actor: Some(actor), incarnation, visit: None };
@@ -303,7 +314,7 @@ impl State {
         }
         let writable = *self.gear.ledger.health().borrow() != Health::Full;
         let open = Open { tor: writable && self.gear.tor.is_there(), direct: writable };
-        while let Some(free) = self.workers.iter().position(Worker::is_free) {
+        while let Some(free) = self.workers.iter().take(self.gear.scrapers).position(Worker::is_free) {
             match self.queue.next(Instant::now(), open) {
                 Next::Start(label, visit) => self.hand_over(free, label, visit),
                 Next::Wait(until) => {
@@ -320,7 +331,9 @@ impl State {
             return;
         }
         let worker = &mut self.workers[free];
-        let sent = worker.actor.as_ref().is_some_and(|actor| actor.cast(actor::Msg::Visit(visit)).is_ok());
+        let (gear, pace) = (Arc::clone(&self.gear), self.queue.pace(&label.site));
+        let order = actor::Msg::Visit { visit, gear, pace };
+        let sent = worker.actor.as_ref().is_some_and(|actor| actor.cast(order).is_ok());
         if sent {
             worker.visit = Some(label);
         } else {
@@ -342,6 +355,10 @@ impl Worker {
     fn is_free(&self) -> bool {
         self.actor.is_some() && self.visit.is_none()
     }
+}
+
+fn watch_tor(gear: &Gear) -> Watcher {
+    Watcher(tokio::spawn(gear.tor.clone().keep_looking(gear.probe_timeout)))
 }
 
 async fn look_on_change<T>(pool: ActorRef<Msg>, mut changes: watch::Receiver<T>) {

@@ -4,6 +4,8 @@
 //! up no other. A product suspected of killing the process (design 4, rule 2) runs with nobody else in flight; while it
 //! waits for Tor or a pace the others go on, and between two suspects the others get a turn.
 
+mod change;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
@@ -64,6 +66,8 @@ pub struct Queue<V> {
 struct Shop<V> {
     limits: ShopLimits,
     pace: Pace,
+    /// Gone from the configuration: nothing more starts.
+    closed: bool,
     in_flight: u32,
     /// Batches that wait for this shop, the next one first.
     line: VecDeque<BatchNo>,
@@ -89,7 +93,14 @@ impl<V> Queue<V> {
         self.turn.push_back(site.clone());
         self.shops.insert(
             site,
-            Shop { limits, pace, in_flight: 0, line: VecDeque::new(), waiting: HashMap::new() },
+            Shop {
+                limits,
+                pace,
+                closed: false,
+                in_flight: 0,
+                line: VecDeque::new(),
+                waiting: HashMap::new(),
+            },
         );
     }
 
@@ -99,7 +110,8 @@ impl<V> Queue<V> {
 
     /// Adds a visit at the end of its batch's line; comes back if the shop is not known.
     pub fn push(&mut self, label: Label, visit: V) -> Result<(), V> {
-        let Some(shop) = self.shops.get_mut(&label.site) else { return Err(visit) };
+        let open = self.shops.get_mut(&label.site).filter(|shop| !shop.closed);
+        let Some(shop) = open else { return Err(visit) };
         if label.suspect {
             self.suspects.push_back((label, visit));
             return Ok(());

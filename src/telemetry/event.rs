@@ -105,9 +105,23 @@ events! {
     /// The drain is over and the process ends.
     DrainEnded = "drain_ended", INFO, "drain ended" { duration_ms: u64 }
         => "Nothing."
-    /// SIGHUP came; a changed configuration is taken at the next start.
-    ReloadIgnored = "reload_ignored", WARN, "SIGHUP changes nothing: restart to take a changed configuration" {}
-        => "Restart the service to take the changed configuration."
+    /// SIGHUP came; the configuration was read again, found right, and applies to what starts from now on.
+    Reloaded = "reloaded", INFO, "configuration reloaded" { config: &'a str, changed: &'a str, shops: u64 }
+        => "Nothing."
+    /// SIGHUP came, and the configuration or a file that it names has mistakes; the old one stays, in every part.
+    ReloadRefused = "reload_refused", ERROR, "configuration refused: the old one stays"
+        { config: &'a str, problems: u64, detail: &'a str }
+        => "Mend what the detail says, line by line, and reload again. `glaneur check` says the same."
+    /// These keys changed too, and keep their values until the daemon is restarted; all others apply.
+    ReloadNeedsRestart = "reload_needs_restart", WARN, "changed keys that need a restart" { keys: &'a str }
+        => "Restart the service when it suits you; nothing is lost by it."
+    /// These keys name credentials of systemd, which stay as they were at the start: a new one needs a restart.
+    CredentialsKept = "credentials_kept", INFO, "credentials of systemd stay as they are until a restart"
+        { keys: &'a str }
+        => "Restart the service if a credential changed."
+    /// SIGHUP came during the drain; the next start takes the changed configuration.
+    ReloadIgnored = "reload_ignored", WARN, "SIGHUP during the drain changes nothing" {}
+        => "Nothing. The next start reads the configuration."
     /// A second signal ended the drain at once.
     DrainCut = "drain_cut", WARN, "second signal: ending at once" {}
         => "Nothing. What was committed goes on at the next start."
