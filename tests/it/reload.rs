@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use glaneur::exit::Exit;
 use glaneur_kit::magento::{Magento, Mood};
-use glaneur_kit::receiver::{Answer, is_product};
+use glaneur_kit::receiver::{Answer, Seen, is_product};
 use glaneur_kit::shop::{Conduct, Hit, Purpose, When};
 use glaneur_kit::{Config, Daemon, Gate, ShopKind, client};
 use serde_json::{Value, json};
@@ -60,7 +60,7 @@ async fn a_reload_with_mistakes_keeps_the_old_configuration_whole_and_says_every
     let good = stage.config.to_string();
     let off =
         stage.config.clone().site_key("drakkars", "enabled", false).set("tor", "cirkuits", 3).to_string();
-    let wrong = format!("{off}\n[fetch]\n[shutdown]\ndrain = 20\n").replace("[fetch]\n[shut", "[shut");
+    let wrong = format!("{off}\n[shutdown]\ndrain = 20\n");
     let event = refused(&mut daemon, wrong.as_str()).await;
     assert_eq!(event["problems"], 2);
     let line = |text: &str| wrong.lines().position(|line| line.starts_with(text)).unwrap() + 1;
@@ -144,9 +144,8 @@ async fn an_added_shop_serves_batches_accepted_after_it_and_a_batch_at_work_keep
     assert_eq!((&event["changed"], &event["shops"]), (&json!("sites.pharmagdd.enabled"), &json!(2)));
     let answer = accepted(daemon.submit(&batch([REAL[2]])).await.unwrap());
     gate.open();
-    let both =
-        |seen: &[glaneur_kit::receiver::Seen]| seen.iter().filter(|s| is_product(&s.json())).count() == 3;
-    stage.receiver.wait_until(both, LONG).await.unwrap();
+    let is_of_product = |seen: &&Seen| is_product(&seen.json());
+    stage.receiver.wait_until(|seen| seen.iter().filter(is_of_product).count() == 3, LONG).await.unwrap();
     for product in stage.receiver.products() {
         let expected: &[&str] = if product["batch_id"] == answer["batch_id"] {
             &["cocooncenter", "pharmagdd"]
@@ -344,12 +343,9 @@ async fn outcomes_go_where_the_configuration_of_now_says_and_what_was_withheld_i
     daemon.wait_for_event("product_ended", |event| event["index"] == 1).await.unwrap();
     reloaded(&mut daemon, stage.config.clone()).await;
     gate.open();
-    let (status, summary) =
-        (answer["status_url"].as_str().unwrap(), |seen: &[glaneur_kit::receiver::Seen]| {
-            seen.iter().any(|seen| !is_product(&seen.json()))
-        });
-    stage.receiver.wait_until(summary, LONG).await.unwrap();
-    let (_, view) = daemon.get(status).await.unwrap();
+    let is_summary = |seen: &Seen| !is_product(&seen.json());
+    stage.receiver.wait_until(|seen| seen.iter().any(is_summary), LONG).await.unwrap();
+    let (_, view) = daemon.get(answer["status_url"].as_str().unwrap()).await.unwrap();
     let deliveries = &view["deliveries"];
     assert_eq!((&deliveries["unaddressed"], &deliveries["taken"]), (&json!(1), &json!(1)), "{view}");
     assert_eq!(stage.receiver.products()[0]["index"], 2, "what ended as unaddressed stays so");
@@ -366,8 +362,7 @@ async fn outcomes_go_where_the_configuration_of_now_says_and_what_was_withheld_i
         event["batch_id"] == answer["batch_id"] && event["endpoint"] == "product"
     });
     taken.await.unwrap();
-    let tally = daemon.events("conservation_broken");
-    assert!(tally.is_empty(), "{tally:?}");
+    assert!(daemon.events("conservation_broken").is_empty());
 }
 
 #[tokio::test]
