@@ -181,10 +181,15 @@ fn refuse(error: &OpenError) -> Exit {
 /// Nothing in memory is trusted any more: the next process goes on from the ledger, and charges nobody for this end.
 fn escalate(ledger: &Path, escalation: Option<Escalation>) -> Exit {
     mark_beside(ledger);
-    if escalation.is_none() {
+    let Some(escalation) = escalation else {
         Event::ActorEscalated { actor: "root", failures: 1, detail: "the root ended" }.emit();
+        return Exit::Escalated;
+    };
+    if escalation.exit == Exit::LedgerDamaged {
+        let (ledger, detail) = (ledger.display(), &escalation.detail);
+        complain(format_args!("{ledger}: {detail}; stop the daemon and restore a backup"));
     }
-    Exit::Escalated
+    escalation.exit
 }
 
 fn mark_beside(ledger: &Path) {

@@ -93,6 +93,7 @@ impl LedgerHandle {
 #[derive(Debug)]
 pub struct Ledger {
     publisher: Publisher<Msg>,
+    reader: LedgerReader,
     outbox: watch::Sender<u64>,
     health: watch::Sender<Health>,
     group_max: usize,
@@ -115,31 +116,26 @@ pub fn handle(reader: LedgerReader, limits: Limits) -> (LedgerHandle, Ledger) {
     let (outbox_tx, outbox) = watch::channel(0);
     let (health_tx, health) = watch::channel(Health::Writing);
     let slots = Arc::new(Semaphore::new(limits.queue_max));
-    let handle = LedgerHandle { address, slots, reply_within: limits.reply_within, reader, outbox, health };
-    (handle, Ledger { publisher, outbox: outbox_tx, health: health_tx, group_max: limits.group_max })
+    let reply_within = limits.reply_within;
+    let handle = LedgerHandle { address, slots, reply_within, reader: reader.clone(), outbox, health };
+    let (outbox, health) = (outbox_tx, health_tx);
+    (handle, Ledger { publisher, reader, outbox, health, group_max: limits.group_max })
 }
 
 impl Ledger {
     /// Starts the writer on `store`.
     pub async fn start(&self, store: Box<dyn Store>, supervisor: ActorCell) -> Result<ActorCell, SpawnErr> {
-        self.publisher.withdraw();
         let arguments = State {
             store: Some(store),
             committing: None,
             waiting: Vec::new(),
+            reader: self.reader.clone(),
             outbox: self.outbox.clone(),
             health: self.health.clone(),
         };
         let actor = LedgerActor { group_max: self.group_max };
         // Without a name: ractor's names are global, and the ledgers of two tests in one process would collide.
-        let (actor, _) = Actor::spawn_linked(None, actor, arguments, supervisor).await?;
-        let cell = actor.get_cell();
-        self.publisher.publish(actor);
-        Ok(cell)
-    }
-
-    pub fn withdraw(&self) {
-        self.publisher.withdraw();
+        self.publisher.start(None, actor, arguments, None, supervisor).await
     }
 }
 
@@ -240,6 +236,8 @@ struct State {
     store: Option<Box<dyn Store>>,
     committing: Option<JoinHandle<Box<dyn Store>>>,
     waiting: Vec<Command>,
+    /// For what reads find out about the file.
+    reader: LedgerReader,
     outbox: watch::Sender<u64>,
     health: watch::Sender<Health>,
 }
@@ -274,6 +272,9 @@ impl Actor for LedgerActor {
             }
             Msg::LookForRoom => {
                 me.send_after(LOOK_FOR_ROOM_EVERY, || Msg::LookForRoom);
+                if let Some(damage) = state.reader.damage() {
+                    return Err(lost(damage));
+                }
                 state.look_for_room();
             }
         }
@@ -338,10 +339,7 @@ impl State {
             }
             GroupFate::Full => self.set_health(Health::Full),
             GroupFate::Refused => {}
-            GroupFate::Lost(error) => {
-                Event::LedgerLost { detail: &error.to_string() }.emit();
-                return Err(error.into());
-            }
+            GroupFate::Lost(error) => return Err(lost(error)),
         }
         Ok(())
     }
@@ -367,6 +365,12 @@ impl State {
             }
         }
     }
+}
+
+/// The error itself, not its text: whether the process is to be started again depends on it.
+fn lost(error: StoreError) -> ActorProcessingErr {
+    Event::LedgerLost { detail: &error.to_string() }.emit();
+    error.into()
 }
 
 /// One transaction for the whole group, one savepoint for each command; answers only when the fate is known.

@@ -20,6 +20,7 @@ use crate::ledger::store::{LaneView, Recorded, Store};
 use crate::ledger::{LedgerError, LedgerHandle};
 use crate::model::delivery::{AttemptRecord, AttemptResult, DeliveryNo, DueDelivery, Endpoint, LaneNo};
 use crate::supervisor::address::{self, Address, Publisher};
+use crate::supervisor::policy::{Backoff, Roll};
 use crate::telemetry::Event;
 
 /// The outbox is looked at this often although nobody calls.
@@ -29,9 +30,8 @@ const LOOK_GAP: Duration = Duration::from_millis(20);
 const CHORES_EVERY: Duration = Duration::from_secs(5);
 /// A lane with nothing to send ends after this.
 const LANE_IDLE_MAX: Duration = Duration::from_secs(60);
-/// A lane that failed is started again after the first, doubling up to the second.
-const LANE_RESTART_MIN: Duration = Duration::from_millis(100);
-const LANE_RESTART_MAX: Duration = Duration::from_secs(30);
+/// A lane is started again for ever: the delivery that it does not survive ends at `claims_max`, the others wait.
+const LANE_RESTARTS: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) };
 /// Failures of a lane that lived this long are forgiven.
 const LANE_HEALED_AFTER: Duration = Duration::from_secs(60);
 /// Past the deadline of a drain, for the sender itself to end.
@@ -102,7 +102,6 @@ pub fn handle(args: Args) -> Result<(WebhookHandle, Webhook), ClientError> {
 impl Webhook {
     /// Starts the sender. Not before the one before it is dead.
     pub async fn start(&self, supervisor: ActorCell) -> Result<ActorCell, SpawnErr> {
-        self.publisher.withdraw();
         let state = State {
             deps: self.deps.clone(),
             clock: self.clock.clone(),
@@ -116,14 +115,7 @@ impl Webhook {
             draining: false,
         };
         // Without a name: names are one for the whole process, and tests run several senders in it.
-        let (actor, _) = Actor::spawn_linked(None, Sender, state, supervisor).await?;
-        let cell = actor.get_cell();
-        self.publisher.publish(actor);
-        Ok(cell)
-    }
-
-    pub fn withdraw(&self) {
-        self.publisher.withdraw();
+        self.publisher.start(None, Sender, state, None, supervisor).await
     }
 
     #[cfg(test)]
@@ -506,8 +498,7 @@ impl State {
         let charged = handling.take();
         let healed = LANE_HEALED_AFTER <= since.elapsed();
         child.failures = if healed { 1 } else { child.failures.saturating_add(1) };
-        let doublings = 2_u32.saturating_pow(child.failures - 1);
-        let rest = LANE_RESTART_MIN.saturating_mul(doublings).min(LANE_RESTART_MAX);
+        let rest = LANE_RESTARTS.pause(child.failures - 1, Roll::by_chance());
         child.life = Life::Down { until: Instant::now() + rest, charging: charged.is_some() };
         let failures = child.failures.into();
         let actor = format!("lane {}", child.endpoint.for_log());
