@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use ractor::rpc::CallResult;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -87,7 +88,10 @@ async fn serve(found: find::Found) -> Result<Exit, Exit> {
         root.call(|reply| supervisor::Msg::Drain { plan, reply }, None).await
     };
     tokio::select! {
-        _ = work => {
+        drained = work => {
+            if !matches!(drained, Ok(CallResult::Success(()))) {
+                return Ok(escalate(&ledger_path, None)); // The root went down in the middle of it.
+            }
             Event::DrainEnded { duration_ms: started.elapsed().as_millis() as u64 }.emit();
             Ok(Exit::Ok)
         }
@@ -187,7 +191,7 @@ fn escalate(ledger: &Path, escalation: Option<Escalation>) -> Exit {
     };
     if escalation.exit == Exit::LedgerDamaged {
         let (ledger, detail) = (ledger.display(), &escalation.detail);
-        complain(format_args!("{ledger}: {detail}; stop the daemon and restore a backup"));
+        complain(format_args!("{ledger}: {detail}. Move it away with its -wal and restore a backup"));
     }
     escalation.exit
 }

@@ -478,6 +478,8 @@ mod tests {
         }
     }
 
+    const QUEUE_MAX: usize = 64;
+
     struct Running {
         handle: LedgerHandle,
         failed: watch::Receiver<bool>,
@@ -495,7 +497,7 @@ mod tests {
         let options =
             OpenOptions { addressing, claims_max: 4, free_bytes_min, readers: 2, boot_id: "boot".into() };
         let opened = open(&dir.path().join("ledger.db"), options).unwrap();
-        let limits = Limits { queue_max: 64, group_max: 16, reply_within: Duration::from_secs(20) };
+        let limits = Limits { queue_max: QUEUE_MAX, group_max: 16, reply_within: Duration::from_secs(20) };
         let (handle, ledger) = handle(opened.reader, limits);
         let (tx, failed) = watch::channel(false);
         let (parent, _) = Actor::spawn(None, Parent, tx).await.unwrap();
@@ -597,6 +599,46 @@ mod tests {
         outbox.changed().await.unwrap();
         assert_eq!(*handle.health().borrow(), Health::Low);
         assert!(!*failed.borrow());
+    }
+
+    #[tokio::test]
+    async fn a_read_that_finds_damage_ends_the_writer_too() {
+        let Running { handle, mut failed, _dir } = running(0).await;
+        let read = handle.reader().read(|_| Err::<(), _>(StoreError::Corrupt("on purpose".into())));
+        assert!(read.await.is_err());
+        tokio::time::timeout(Duration::from_secs(20), failed.wait_for(|failed| *failed))
+            .await
+            .expect("the supervisor hears of it")
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn more_writes_than_the_queue_holds_are_refused_and_not_queued() {
+        let Running { handle, failed: _failed, _dir } = running(0).await;
+        let (go, gone) = std::sync::mpsc::channel::<()>();
+        let holds = tokio::spawn({
+            let handle = handle.clone();
+            async move { handle.write(move |_| gone.recv().map_err(|_| StoreError::Other("cut".into()))).await }
+        });
+        let wait_until_it_holds = async {
+            while handle.slots.available_permits() == QUEUE_MAX {
+                tokio::task::yield_now().await;
+            }
+        };
+        wait_until_it_holds.await;
+        let mut waiting = tokio::task::JoinSet::new();
+        for _ in 1..QUEUE_MAX {
+            let handle = handle.clone();
+            waiting.spawn(async move { handle.write(|store| store.touch()).await });
+        }
+        while 0 < handle.slots.available_permits() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(handle.write(|store| store.touch()).await, Err(LedgerError::Busy));
+        go.send(()).unwrap();
+        assert_eq!(holds.await.unwrap(), Ok(()));
+        assert!(waiting.join_all().await.iter().all(Result::is_ok));
+        assert_eq!(handle.write(|store| store.touch()).await, Ok(()), "slots come back");
     }
 
     #[tokio::test]

@@ -63,7 +63,7 @@ impl WebhookHandle {
         }
         let within = deadline.saturating_duration_since(Instant::now()) + DRAIN_GRACE;
         if sender.get_cell().wait(Some(within)).await.is_err() {
-            sender.kill();
+            sender.kill(); // Whoever stops it afterwards waits until it is gone.
         }
     }
 }
@@ -351,7 +351,7 @@ impl State {
         let mut next = LOOK_EVERY;
         if let (Ok(views), true) = (read, readable) {
             for view in &views {
-                next = next.min(self.wake(me, view, now, &settings).await?);
+                next = next.min(self.wake(me, view, now, &settings).await);
             }
             self.end_idle_lanes();
         }
@@ -366,9 +366,9 @@ impl State {
         view: &LaneView,
         now: Moment,
         settings: &Settings,
-    ) -> Result<Duration, ActorProcessingErr> {
+    ) -> Duration {
         if view.stopped {
-            return Ok(LOOK_EVERY);
+            return LOOK_EVERY;
         }
         let due = due(view.next_due_at_ms, now.wall_ms, settings.interval_max());
         let foreign_ms = match due {
@@ -376,29 +376,30 @@ impl State {
             Due::Foreign => Some(view.next_due_at_ms),
             Due::In(wait) => {
                 self.keep(view.no);
-                return Ok(wait);
+                return wait;
             }
         };
         if let Some(Child { life: Life::Down { until, charging }, .. }) = self.lanes.get(&view.no) {
             let rest = until.saturating_duration_since(Instant::now());
             if *charging || !rest.is_zero() {
-                return Ok(rest.max(LOOK_GAP));
+                return rest.max(LOOK_GAP);
             }
         }
-        let actor = self.running_lane(me, view).await?;
+        let Some(actor) = self.running_lane(me, view).await else { return LOOK_GAP };
         self.keep(view.no);
         // Fails only between the lane's end and the news of it; the next look finds it still due.
         let _ = actor.cast(lane_actor::Msg::Wake { foreign_ms });
-        Ok(LOOK_EVERY)
+        LOOK_EVERY
     }
 
+    /// None: it does not start, which counts like a run that failed.
     async fn running_lane(
         &mut self,
         me: &ActorRef<Msg>,
         view: &LaneView,
-    ) -> Result<ActorRef<lane_actor::Msg>, ActorProcessingErr> {
+    ) -> Option<ActorRef<lane_actor::Msg>> {
         if let Some(Child { life: Life::Running { actor, .. }, .. }) = self.lanes.get(&view.no) {
-            return Ok(actor.clone());
+            return Some(actor.clone());
         }
         let handling = Handling::default();
         let args = lane_actor::Args {
@@ -409,12 +410,21 @@ impl State {
             handling: handling.clone(),
         };
         // Without a name: its predecessor may still hold it.
-        let (actor, _) = Actor::spawn_linked(None, LaneActor, args, me.get_cell()).await?;
-        let failures = self.lanes.get(&view.no).map_or(0, |child| child.failures);
+        let spawned = Actor::spawn_linked(None, LaneActor, args, me.get_cell()).await;
         let now = Instant::now();
-        let life = Life::Running { actor: actor.clone(), handling, since: now, busy: now };
-        self.lanes.insert(view.no, Child { endpoint: view.endpoint.clone(), failures, life });
-        Ok(actor)
+        let endpoint = view.endpoint.clone();
+        let down = Life::Down { until: now, charging: false };
+        let child = self.lanes.entry(view.no).or_insert(Child { endpoint, failures: 0, life: down });
+        match spawned {
+            Ok((actor, _)) => {
+                child.life = Life::Running { actor: actor.clone(), handling, since: now, busy: now };
+                Some(actor)
+            }
+            Err(error) => {
+                child.fail(Duration::ZERO, false, &error.to_string());
+                None
+            }
+        }
     }
 
     /// Something of the lane waits, so its actor stays.
@@ -496,13 +506,8 @@ impl State {
         let Some(child) = self.lanes.get_mut(&lane) else { return };
         let Life::Running { handling, since, .. } = &child.life else { return };
         let charged = handling.take();
-        let healed = LANE_HEALED_AFTER <= since.elapsed();
-        child.failures = if healed { 1 } else { child.failures.saturating_add(1) };
-        let rest = LANE_RESTARTS.pause(child.failures - 1, Roll::by_chance());
-        child.life = Life::Down { until: Instant::now() + rest, charging: charged.is_some() };
-        let failures = child.failures.into();
-        let actor = format!("lane {}", child.endpoint.for_log());
-        Event::ActorRestarted { actor: &actor, failures, detail: error }.emit();
+        let lived = since.elapsed();
+        child.fail(lived, charged.is_some(), error);
         if let Some(delivery) = charged {
             let (deps, me) = (self.deps.clone(), me.clone());
             self.tasks.spawn(async move {
@@ -537,6 +542,18 @@ impl State {
             Life::Down { .. } => false,
         };
         self.lanes.iter().find(|(_, child)| of(child)).map(|(lane, _)| *lane)
+    }
+}
+
+impl Child {
+    /// It rests before it is started again; the longer, the more often it failed in a row.
+    fn fail(&mut self, lived: Duration, charging: bool, error: &str) {
+        let healed = LANE_HEALED_AFTER <= lived;
+        self.failures = if healed { 1 } else { self.failures.saturating_add(1) };
+        let rest = LANE_RESTARTS.pause(self.failures - 1, Roll::by_chance());
+        self.life = Life::Down { until: Instant::now() + rest, charging };
+        let actor = format!("lane {}", self.endpoint.for_log());
+        Event::ActorRestarted { actor: &actor, failures: self.failures.into(), detail: error }.emit();
     }
 }
 
