@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use ractor::rpc::CallResult;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -107,7 +108,10 @@ async fn serve(
         root.call(|reply| supervisor::Msg::Drain { plan, reply }, None).await
     };
     tokio::select! {
-        _ = work => {
+        drained = work => {
+            if !matches!(drained, Ok(CallResult::Success(()))) {
+                return Ok(escalate(&ledger_path, None)); // The root went down in the middle of it.
+            }
             Event::DrainEnded { duration_ms: started.elapsed().as_millis() as u64 }.emit();
             Ok(Exit::Ok)
         }
@@ -200,10 +204,15 @@ fn refuse(error: &OpenError) -> Exit {
 /// Nothing in memory is trusted any more: the next process goes on from the ledger, and charges nobody for this end.
 fn escalate(ledger: &Path, escalation: Option<Escalation>) -> Exit {
     mark_beside(ledger);
-    if escalation.is_none() {
+    let Some(escalation) = escalation else {
         Event::ActorEscalated { actor: "root", failures: 1, detail: "the root ended" }.emit();
+        return Exit::Escalated;
+    };
+    if escalation.exit == Exit::LedgerDamaged {
+        let (ledger, detail) = (ledger.display(), &escalation.detail);
+        complain(format_args!("{ledger}: {detail}. Move it away with its -wal and restore a backup"));
     }
-    Exit::Escalated
+    escalation.exit
 }
 
 fn mark_beside(ledger: &Path) {

@@ -100,6 +100,7 @@ impl LedgerHandle {
 #[derive(Debug)]
 pub struct Ledger {
     publisher: Publisher<Msg>,
+    reader: LedgerReader,
     outbox: watch::Sender<u64>,
     health: watch::Sender<Health>,
     group_max: usize,
@@ -122,31 +123,26 @@ pub fn handle(reader: LedgerReader, limits: Limits) -> (LedgerHandle, Ledger) {
     let (outbox_tx, outbox) = watch::channel(0);
     let (health_tx, health) = watch::channel(Health::Writing);
     let slots = Arc::new(Semaphore::new(limits.queue_max));
-    let handle = LedgerHandle { address, slots, reply_within: limits.reply_within, reader, outbox, health };
-    (handle, Ledger { publisher, outbox: outbox_tx, health: health_tx, group_max: limits.group_max })
+    let reply_within = limits.reply_within;
+    let handle = LedgerHandle { address, slots, reply_within, reader: reader.clone(), outbox, health };
+    let (outbox, health) = (outbox_tx, health_tx);
+    (handle, Ledger { publisher, reader, outbox, health, group_max: limits.group_max })
 }
 
 impl Ledger {
     /// Starts the writer on `store`.
     pub async fn start(&self, store: Box<dyn Store>, supervisor: ActorCell) -> Result<ActorCell, SpawnErr> {
-        self.publisher.withdraw();
         let arguments = State {
             store: Some(store),
             committing: None,
             waiting: Vec::new(),
+            reader: self.reader.clone(),
             outbox: self.outbox.clone(),
             health: self.health.clone(),
         };
         let actor = LedgerActor { group_max: self.group_max };
         // Without a name: ractor's names are global, and the ledgers of two tests in one process would collide.
-        let (actor, _) = Actor::spawn_linked(None, actor, arguments, supervisor).await?;
-        let cell = actor.get_cell();
-        self.publisher.publish(actor);
-        Ok(cell)
-    }
-
-    pub fn withdraw(&self) {
-        self.publisher.withdraw();
+        self.publisher.start(None, actor, arguments, None, supervisor).await
     }
 }
 
@@ -251,6 +247,8 @@ struct State {
     store: Option<Box<dyn Store>>,
     committing: Option<JoinHandle<Committed>>,
     waiting: Vec<Command>,
+    /// For what reads find out about the file.
+    reader: LedgerReader,
     outbox: watch::Sender<u64>,
     health: watch::Sender<Health>,
 }
@@ -293,6 +291,9 @@ impl Actor for LedgerActor {
             }
             Msg::LookForRoom => {
                 me.send_after(LOOK_FOR_ROOM_EVERY, || Msg::LookForRoom);
+                if let Some(damage) = state.reader.damage() {
+                    return Err(lost(damage));
+                }
                 state.look_for_room();
             }
         }
@@ -360,10 +361,7 @@ impl State {
             }
             GroupFate::Full => self.set_health(Health::Full),
             GroupFate::Refused => {}
-            GroupFate::Lost(error) => {
-                Event::LedgerLost { detail: &error.to_string() }.emit();
-                return Err(error.into());
-            }
+            GroupFate::Lost(error) => return Err(lost(error)),
         }
         Ok(())
     }
@@ -389,6 +387,12 @@ impl State {
             }
         }
     }
+}
+
+/// The error itself, not its text: whether the process is to be started again depends on it.
+fn lost(error: StoreError) -> ActorProcessingErr {
+    Event::LedgerLost { detail: &error.to_string() }.emit();
+    error.into()
 }
 
 /// One transaction for the whole group, one savepoint for each command. Refusals are answered when the fate is known;
@@ -494,6 +498,8 @@ mod tests {
         }
     }
 
+    const QUEUE_MAX: usize = 64;
+
     struct Running {
         handle: LedgerHandle,
         failed: watch::Receiver<bool>,
@@ -511,7 +517,7 @@ mod tests {
         let options =
             OpenOptions { addressing, claims_max: 4, free_bytes_min, readers: 2, boot_id: "boot".into() };
         let opened = open(&dir.path().join("ledger.db"), options).unwrap();
-        let limits = Limits { queue_max: 64, group_max: 16, reply_within: Duration::from_secs(20) };
+        let limits = Limits { queue_max: QUEUE_MAX, group_max: 16, reply_within: Duration::from_secs(20) };
         let (handle, ledger) = handle(opened.reader, limits);
         let (tx, failed) = watch::channel(false);
         let (parent, _) = Actor::spawn(None, Parent, tx).await.unwrap();
@@ -642,6 +648,46 @@ mod tests {
 
     fn slots_left(handle: &LedgerHandle) -> u32 {
         u32::try_from(handle.slots.available_permits()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_read_that_finds_damage_ends_the_writer_too() {
+        let Running { handle, mut failed, _dir } = running(0).await;
+        let read = handle.reader().read(|_| Err::<(), _>(StoreError::Corrupt("on purpose".into())));
+        assert!(read.await.is_err());
+        tokio::time::timeout(Duration::from_secs(20), failed.wait_for(|failed| *failed))
+            .await
+            .expect("the supervisor hears of it")
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn more_writes_than_the_queue_holds_are_refused_and_not_queued() {
+        let Running { handle, failed: _failed, _dir } = running(0).await;
+        let (go, gone) = std::sync::mpsc::channel::<()>();
+        let holds = tokio::spawn({
+            let handle = handle.clone();
+            async move { handle.write(move |_| gone.recv().map_err(|_| StoreError::Other("cut".into()))).await }
+        });
+        let wait_until_it_holds = async {
+            while handle.slots.available_permits() == QUEUE_MAX {
+                tokio::task::yield_now().await;
+            }
+        };
+        wait_until_it_holds.await;
+        let mut waiting = tokio::task::JoinSet::new();
+        for _ in 1..QUEUE_MAX {
+            let handle = handle.clone();
+            waiting.spawn(async move { handle.write(|store| store.touch()).await });
+        }
+        while 0 < handle.slots.available_permits() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(handle.write(|store| store.touch()).await, Err(LedgerError::Busy));
+        go.send(()).unwrap();
+        assert_eq!(holds.await.unwrap(), Ok(()));
+        assert!(waiting.join_all().await.iter().all(Result::is_ok));
+        assert_eq!(handle.write(|store| store.touch()).await, Ok(()), "slots come back");
     }
 
     #[tokio::test]

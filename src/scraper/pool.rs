@@ -17,18 +17,20 @@ use tokio::time::Instant;
 use super::Visit;
 use super::actor::{self, Gear, ScraperActor};
 use super::queue::{Label, Next, Open, Queue};
+use super::suspension::{CRASHES, Verdict};
 use crate::failpoint::{self, Point};
 use crate::ledger::actor::Health;
 use crate::supervisor::address::{self, Address, Publisher};
-use crate::supervisor::policy::{Decision, History, Intensity};
+use crate::supervisor::policy::{Backoff, Decision, History, Intensity, Roll};
 use crate::telemetry::Event;
+use crate::wall;
 
-/// Circuits die all the time and take their scraper's visit with them, not the daemon; a storm of failures ends.
+/// Scrapers that fail without a visit, or do not even start: not the doing of a shop. For those that fail in a visit see
+/// [`super::suspension`].
 const SCRAPER_RESTARTS: Intensity = Intensity {
     at_most: 60,
     within: Duration::from_secs(60),
-    backoff_min: Duration::from_millis(20),
-    backoff_max: Duration::from_secs(1),
+    backoff: Backoff { min: Duration::from_millis(20), max: Duration::from_secs(1) },
 };
 
 /// The only way to ask for a visit. Cheap to clone; outlives restarts of the pool.
@@ -42,7 +44,7 @@ impl ScrapersHandle {
     pub fn ask(&self, visit: Visit) -> Result<(), Box<Visit>> {
         self.address.cast(Msg::Ask(Box::new(visit))).map_err(|message| match message {
             Msg::Ask(visit) => visit,
-            Msg::Over { .. } | Msg::Revive { .. } | Msg::Look | Msg::Drain { .. } => {
+            Msg::Over { .. } | Msg::Revive { .. } | Msg::Look | Msg::Changed { .. } | Msg::Drain { .. } => {
                 unreachable!("the message that was sent comes back")
             }
         })
@@ -76,16 +78,7 @@ impl Pool {
         gears: watch::Receiver<Arc<Gear>>,
         supervisor: ActorCell,
     ) -> Result<ActorCell, SpawnErr> {
-        self.publisher.withdraw();
-        let (actor, _) = Actor::spawn_linked(Some("scrapers".into()), PoolActor, gears, supervisor).await?;
-        let cell = actor.get_cell();
-        actor.cast(Msg::Look).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
-        self.publisher.publish(actor);
-        Ok(cell)
-    }
-
-    pub fn withdraw(&self) {
-        self.publisher.withdraw();
+        self.publisher.start(Some("scrapers"), PoolActor, gears, Some(Msg::Look), supervisor).await
     }
 }
 
@@ -96,8 +89,10 @@ pub enum Msg {
     Over { worker: usize, incarnation: u64, label: Label },
     /// Tell: start a failed scraper again. Sent by the pool to itself.
     Revive { worker: usize },
-    /// Tell: something changed outside (Tor, the disk, a pace); see what may start.
+    /// Tell: the time of a pace or of a suspension is over; see what may start. The first message, and from timers.
     Look,
+    /// Tell: Tor or the disk changed; see what may start. One at a time from each of the two watchers.
+    Changed { told: RpcReplyPort<()> },
     /// Ask: answered when no visit is in flight.
     Drain { until: Instant, reply: RpcReplyPort<()> },
 }
@@ -109,6 +104,7 @@ impl fmt::Debug for Msg {
             Self::Over { .. } => "Over",
             Self::Revive { .. } => "Revive",
             Self::Look => "Look",
+            Self::Changed { .. } => "Changed",
             Self::Drain { .. } => "Drain",
         })
     }
@@ -137,6 +133,8 @@ struct Worker {
     actor: Option<ActorRef<actor::Msg>>,
     incarnation: u64,
     visit: Option<Label>,
+    /// It took no visit any more; whoever hears of its end starts it again.
+    dying: bool,
 }
 
 /// A task that ends when its owner does.
@@ -164,9 +162,9 @@ impl Actor for PoolActor {
             queue.open_shop(shop, limits, Instant::now());
         }
         let watchers = [
-            Watcher(tokio::spawn(look_on_change(me.clone(), gear.tor.watch()))),
-            Watcher(tokio::spawn(look_on_change(me.clone(), gear.ledger.health()))),
-            Watcher(tokio::spawn(look_on_change(me, gears.clone()))),
+            Watcher(tokio::spawn(address::tell_changes(gear.tor.watch(), me.clone(), changed))),
+            Watcher(tokio::spawn(address::tell_changes(gear.ledger.health(), me.clone(), changed))),
+            Watcher(tokio::spawn(address::tell_changes(gears.clone(), me, changed))),
         ];
         let workers = (0..gear.scrapers).map(|_| Worker::default()).collect();
         Ok(State {
@@ -200,6 +198,10 @@ impl Actor for PoolActor {
                 failpoint::hit(Point::ScrapersTick);
                 state.next_look = None;
                 state.start_missing(&me).await?;
+                state.resume_shops();
+            }
+            Msg::Changed { told } => {
+                let _ = told.send(()); // Its asker ends with this incarnation.
             }
             Msg::Drain { until, reply } => {
                 state.drain.send_replace(Some(until));
@@ -223,16 +225,7 @@ impl Actor for PoolActor {
             SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => return Ok(()),
         };
         let Some(worker) = state.worker_of(&cell) else { return Ok(()) };
-        state.worker_failed(worker);
-        match state.history.on_failure(SCRAPER_RESTARTS, Instant::now()) {
-            Decision::Restart { after } => {
-                let actor = format!("scraper {worker}");
-                Event::ActorRestarted { actor: &actor, failures: state.history.failures(), detail: &detail }
-                    .emit();
-                me.send_after(after, move || Msg::Revive { worker });
-            }
-            Decision::Escalate => return Err(format!("scrapers fail too often: {detail}").into()),
-        }
+        state.worker_failed(worker, &detail, &me)?;
         state.dispatch(&me);
         Ok(())
     }
@@ -253,6 +246,7 @@ impl State {
         let Some(slot) = self.workers.get_mut(worker) else { return };
         if slot.incarnation == incarnation && slot.visit.take().is_some() {
             self.queue.ended(label);
+            self.queue.ended_well(label);
             self.let_go();
         }
     }
@@ -263,13 +257,52 @@ impl State {
         self.workers.iter().position(is_it)
     }
 
-    fn worker_failed(&mut self, worker: usize) {
+    /// Fails past the limit of what no shop is to blame for.
+    fn worker_failed(
+        &mut self,
+        worker: usize,
+        detail: &str,
+        me: &ActorRef<Msg>,
+    ) -> Result<(), ActorProcessingErr> {
         let slot = &mut self.workers[worker];
         slot.actor = None;
-        if let Some(label) = slot.visit.take() {
+        let (now, roll) = (Instant::now(), Roll::by_chance());
+        let verdict = slot.visit.take().and_then(|label| {
             self.queue.ended(&label);
-        }
+            Some((self.queue.crashed(&label, now, roll)?, label.site))
+        });
+        let after = match verdict {
+            Some((Verdict::Restart { after }, _)) => after,
+            Some((Verdict::Known, _)) => CRASHES.backoff.pause(0, roll),
+            Some((Verdict::Suspend { pause, crashes }, site)) => {
+                let until = wall::format_ms(wall::now_ms() + pause.as_millis() as i64);
+                Event::ShopSuspended {
+                    site: &site,
+                    until: &until,
+                    seconds: pause.as_secs(),
+                    crashes,
+                    detail,
+                }
+                .emit();
+                me.send_after(pause, || Msg::Look);
+                CRASHES.backoff.pause(0, roll)
+            }
+            None => match self.history.on_failure(SCRAPER_RESTARTS, now, roll) {
+                Decision::Restart { after } => after,
+                Decision::Escalate => return Err(format!("scrapers fail too often: {detail}").into()),
+            },
+        };
+        let (actor, failures) = (format!("scraper {worker}"), self.history.failures().max(1));
+        Event::ActorRestarted { actor: &actor, failures, detail }.emit();
+        me.send_after(after, move || Msg::Revive { worker });
         self.let_go();
+        Ok(())
+    }
+
+    fn resume_shops(&mut self) {
+        for site in self.queue.resume(Instant::now()) {
+            Event::ShopResumed { site: &site }.emit();
+        }
     }
 
     async fn start_missing(&mut self, me: &ActorRef<Msg>) -> Result<(), ActorProcessingErr> {
@@ -296,9 +329,15 @@ impl State {
             pool: me.clone(),
             drain: self.drain.subscribe(),
         };
-        let (actor, _) = Actor::spawn_linked(None, ScraperActor, arguments, me.get_cell()).await?;
-        self.workers[worker] = Worker { actor: Some(actor), incarnation, visit: None };
-        Ok(())
+        self.workers[worker].incarnation = incarnation;
+        match Actor::spawn_linked(None, ScraperActor, arguments, me.get_cell()).await {
+            Ok((actor, _)) => {
+                self.workers[worker] = Worker { actor: Some(actor), incarnation, ..Worker::default() };
+                Ok(())
+            }
+            // A start that fails counts like a run that failed.
+            Err(error) => self.worker_failed(worker, &error.to_string(), me),
+        }
     }
 
     /// Hands out visits until no scraper is free or none may start.
@@ -337,7 +376,7 @@ impl State {
         if sent {
             worker.visit = Some(label);
         } else {
-            worker.actor = None; // It just died; the event is on its way, and the dropped ticket has answered.
+            worker.dying = true; // The news of it is on its way, and the dropped ticket has answered.
             self.queue.ended(&label);
         }
     }
@@ -353,7 +392,7 @@ impl State {
 
 impl Worker {
     fn is_free(&self) -> bool {
-        self.actor.is_some() && self.visit.is_none()
+        self.actor.is_some() && self.visit.is_none() && !self.dying
     }
 }
 
@@ -361,6 +400,6 @@ fn watch_tor(gear: &Gear) -> Watcher {
     Watcher(tokio::spawn(gear.tor.clone().keep_looking(gear.probe_timeout)))
 }
 
-async fn look_on_change<T>(pool: ActorRef<Msg>, mut changes: watch::Receiver<T>) {
-    while changes.changed().await.is_ok() && pool.cast(Msg::Look).is_ok() {}
+fn changed(told: RpcReplyPort<()>) -> Msg {
+    Msg::Changed { told }
 }

@@ -74,7 +74,7 @@ impl Call<'_> {
         let facts = VisitFacts::of(&visit);
         facts.tell_started(&circuit);
         let end = self.visit_or_put_back(&mut visit, started).await;
-        failpoint::hit(Point::ScraperFetched);
+        failpoint::hit_about(Point::ScraperFetched, &[&visit.ean, &visit.site]);
         facts.tell_ended(&circuit, &end, started.elapsed());
         drop(in_flight);
         if visit.suspect {

@@ -150,8 +150,8 @@ events! {
     /// The ledger can write again.
     LedgerRoom = "ledger_room", INFO, "the ledger can write again" {}
         => "Nothing."
-    /// The ledger's disk failed; nothing in memory is trusted and the process ends.
-    LedgerLost = "ledger_lost", ERROR, "the ledger's disk failed" { detail: &'a str }
+    /// The ledger's disk failed, or the file is damaged; nothing in memory is trusted and the process ends.
+    LedgerLost = "ledger_lost", ERROR, "the ledger is lost to this process" { detail: &'a str }
         => "Look at the disk (dmesg, smartctl). If the ledger is damaged, restore a backup before the next start."
     /// A command of the ledger was refused by the store: a mistake of this program.
     LedgerCommandRefused = "ledger_command_refused", ERROR, "the ledger refused a command" { detail: &'a str }
@@ -215,6 +215,14 @@ events! {
         => "Nothing, for one. If many of a shop fail in the same way, look at its recipe."
     /// A circuit was retired; the next visit of its scraper uses a new one.
     CircuitRetired = "circuit_retired", INFO, "circuit retired" { circuit: &'a str, reason: &'a str }
+        => "Nothing."
+    /// Visits of a shop keep taking their scrapers with them: it is left alone until then. Its visits wait, uncharged;
+    /// the other shops go on.
+    ShopSuspended = "shop_suspended", ERROR, "shop suspended: its visits make scrapers crash"
+        { site: &'a str, until: &'a str, seconds: u64, crashes: u64, detail: &'a str }
+        => "Report the detail as a bug. The shop is tried again by itself at the time named."
+    /// The time of a suspended shop is over: one visit is tried, and if it ends well the others follow.
+    ShopResumed = "shop_resumed", INFO, "shop resumed: one visit is tried" { site: &'a str }
         => "Nothing."
     /// Tor is not there: nothing goes out, work waits, no deadline runs.
     TorLost = "tor_lost", ERROR, "Tor is not there: work waits" { reason: &'a str, socks: &'a str }
