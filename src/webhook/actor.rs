@@ -667,6 +667,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_lane_that_fails_at_once_for_ever_is_started_a_few_times_a_minute() {
+        let starts = |roll| {
+            let pauses = (0..).map(|nth| LANE_RESTARTS.pause(nth, roll));
+            let begun = pauses.scan(Duration::ZERO, |at, pause| {
+                *at += pause;
+                Some(*at)
+            });
+            begun.take_while(|at| *at < Duration::from_secs(60)).count()
+        };
+        assert_eq!((starts(Roll(0)), starts(Roll(u16::MAX))), (9, 11));
+        let rest = |nth| LANE_RESTARTS.pause(nth, Roll(u16::MAX));
+        assert_eq!(rest(1_000_000), LANE_RESTARTS.max / 2, "and later two to four times");
+    }
+
+    #[test]
     fn a_due_time_beyond_every_interval_is_of_another_clock() {
         let hour = Duration::from_secs(3_600);
         for (at_ms, expected) in [
