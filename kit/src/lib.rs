@@ -30,6 +30,7 @@ pub mod magento;
 pub mod proxy;
 pub mod receiver;
 pub mod shop;
+pub mod systemd;
 pub mod tor;
 
 pub use daemon::{Config, Daemon};
