@@ -11,6 +11,7 @@ pub mod model;
 pub mod recipe;
 pub mod scraper;
 pub mod supervisor;
+pub mod systemd;
 pub mod telemetry;
 pub mod wall;
 pub mod webhook;

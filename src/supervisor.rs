@@ -144,6 +144,8 @@ pub enum Msg {
     Revive(Child),
     /// Tell: still there? From a timer.
     Tick,
+    /// Ask: does every child run? The answer itself shows that the root handles its messages.
+    Ask { reply: RpcReplyPort<bool> },
     /// Ask: drain everything; answered when the ledger is closed.
     Drain { plan: DrainPlan, reply: RpcReplyPort<()> },
 }
@@ -203,6 +205,10 @@ impl Actor for Root {
             Msg::Tick => {
                 failpoint::hit(Point::RootTick);
                 me.send_after(TICK, || Msg::Tick);
+            }
+            Msg::Ask { reply } => {
+                let all_run = state.children.iter().all(|slot| slot.actor.is_some());
+                let _ = reply.send(all_run); // Whoever asked may have stopped waiting.
             }
             Msg::Drain { plan, reply } => {
                 state.drain(plan).await;

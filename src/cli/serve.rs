@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use ractor::ActorRef;
+use ractor::rpc::CallResult;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -14,9 +16,11 @@ use crate::exit::Exit;
 use crate::ledger::audit;
 use crate::ledger::sqlite::{self, OpenError};
 use crate::supervisor::{self, DrainPlan, Escalation};
+use crate::systemd::{Note, Notifier, sockets};
 use crate::telemetry::{self, Event};
 
 mod assemble;
+mod listen;
 
 pub fn run(config: Option<&Path>) -> Exit {
     let found = match find::config(config) {
@@ -24,12 +28,18 @@ pub fn run(config: Option<&Path>) -> Exit {
         Err(exit) => return exit,
     };
     telemetry::init(&found.config.log);
+    let notifier = Notifier::from_env();
+    // Before there are threads: it changes the environment.
+    let handed = match sockets::take_listener() {
+        Ok(handed) => handed,
+        Err(error) => return complain_and(Exit::Listen, error),
+    };
     raise_descriptors();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return complain_and(Exit::Escalated, format_args!("cannot start threads: {error}")),
     };
-    let exit = runtime.block_on(serve(found)).unwrap_or_else(|exit| exit);
+    let exit = runtime.block_on(serve(found, handed, notifier)).unwrap_or_else(|exit| exit);
     // Threads that still parse or read are not waited for: what counts is on disk.
     runtime.shutdown_timeout(Duration::ZERO);
     exit
@@ -45,10 +55,14 @@ fn raise_descriptors() {
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-async fn serve(found: find::Found) -> Result<Exit, Exit> {
+async fn serve(
+    found: find::Found,
+    handed: Option<std::net::TcpListener>,
+    notifier: Notifier,
+) -> Result<Exit, Exit> {
     let find::Found { path, config } = found;
     let secrets = assemble::Secrets::read(&config)?;
-    let (listener, address) = bind(config.server.listen).await?;
+    let (listener, address) = listen::listener(handed, &config.server).await?;
     let ledger_path = config.ledger.path.clone();
     let opened =
         sqlite::open(&ledger_path, assemble::open_options(&config)).map_err(|error| refuse(&error))?;
@@ -69,6 +83,7 @@ async fn serve(found: find::Found) -> Result<Exit, Exit> {
         complain_and(Exit::Escalated, format_args!("the supervision tree did not start: {error}"))
     })?;
     say_address(address);
+    tokio::spawn(tell_ready(root.clone(), notifier.clone()));
     tokio::spawn(audit::keep_counting(ledger.reader().clone()));
 
     let name = tokio::select! {
@@ -78,6 +93,7 @@ async fn serve(found: find::Found) -> Result<Exit, Exit> {
     };
     let started = Instant::now();
     Event::DrainStarted { signal: name, seconds: drain.as_secs() }.emit();
+    notifier.tell(&[Note::Stopping]);
     let work = async {
         // The coming death is nobody's fault: said in the ledger, or beside it where there is no room.
         if ledger.write(|store| store.mark_stopping()).await.is_err() {
@@ -134,11 +150,21 @@ impl Signals {
     }
 }
 
-async fn bind(listen: SocketAddr) -> Result<(tokio::net::TcpListener, SocketAddr), Exit> {
-    let failed = |error| complain_and(Exit::Listen, format_args!("server.listen = \"{listen}\": {error}"));
-    let listener = tokio::net::TcpListener::bind(listen).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    Ok((listener, address))
+/// Says READY once every part of the tree runs, so that what waits for this unit finds the listener and the ledger.
+async fn tell_ready(root: ActorRef<supervisor::Msg>, notifier: Notifier) {
+    /// A part whose start failed is started again by the root; nobody waits for this pause otherwise.
+    const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(50);
+    if !notifier.has_manager() {
+        return;
+    }
+    loop {
+        match root.call(|reply| supervisor::Msg::Ask { reply }, None).await {
+            Ok(CallResult::Success(true)) => return notifier.tell(&[Note::Ready]),
+            Ok(CallResult::Success(false)) => tokio::time::sleep(LOOK_AGAIN_AFTER).await,
+            // The root is gone, and the process is about to be.
+            Ok(CallResult::Timeout | CallResult::SenderError) | Err(_) => return,
+        }
+    }
 }
 
 /// The one line on standard output: tests and scripts read the port that was really bound.

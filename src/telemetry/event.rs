@@ -55,6 +55,8 @@ events! {
         { products: u64, crashed: u64 }
     /// Claims of the last process were put back.
     ClaimsReleased = "claims_released", INFO, "claims of the last process put back" { products: u64 }
+    /// The service manager that NOTIFY_SOCKET names cannot be told anything; it may call a start that went well a failure.
+    NotifyFailed = "notify_failed", WARN, "the service manager cannot be told what the daemon does" { detail: &'a str }
     /// The daemon was asked to stop and drains.
     DrainStarted = "drain_started", INFO, "drain started" { signal: &'a str, seconds: u64 }
     /// The drain is over and the process ends.

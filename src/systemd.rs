@@ -1,0 +1,12 @@
+//! What the daemon and its service manager tell each other: sockets handed over, and notes on the way to ready and back.
+//!
+//! Without a manager nothing of it happens: no variable is set, and every note goes nowhere.
+//!
+//! The variables stay in the environment, for to take them out is not safe beside other threads and nobody inherits them:
+//! the daemon starts no process (`tests/tidy.rs`). Deliberately absent: `FDSTORE`, since what must outlive a restart is
+//! in the ledger, and `MAINPID`, since the daemon never forks.
+
+pub mod notify;
+pub mod sockets;
+
+pub use notify::{Note, Notifier};
