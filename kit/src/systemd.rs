@@ -21,6 +21,7 @@ use std::{
 };
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::{Because, Result, Trouble};
 
@@ -124,8 +125,8 @@ impl Lab {
             if begin.elapsed() < BOOT_MAX { Ok(()) } else { Err(Trouble::new(format!("no {what}"))) }
         };
         while self.init == 0 {
-            let children = fs::read_to_string(format!("/proc/{above}/task/{above}/children"));
-            match children.ok().and_then(|pids| pids.split_whitespace().next()?.parse().ok()) {
+            // Before unshare there is a shell, which has children of its own.
+            match children_of(above).into_iter().find(|pid| is_first_of_its_namespace(*pid)) {
                 Some(pid) => self.init = pid,
                 None => patience("child")?,
             }
@@ -201,12 +202,29 @@ impl Lab {
 /// An address in the network of every lab that is not loopback's.
 pub const ELSEWHERE: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 99, 0, 1);
 
+/// The time on the clock of systemd's properties that end in `TimestampMonotonic`.
+pub fn uptime() -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or_default())
+}
+
 impl Drop for Lab {
     fn drop(&mut self) {
         drop(self.holder.stdin.take());
         // The holder ends once everything is gone.
         let _ = self.holder.wait();
     }
+}
+
+fn children_of(pid: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+fn is_first_of_its_namespace(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    ids.split_whitespace().skip(1).last() == Some("1")
 }
 
 /// Where cgroups may be made, if all that a lab needs is there.

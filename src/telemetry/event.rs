@@ -50,6 +50,8 @@ events! {
     DirectAnnounced = "direct_announced", WARN, "goes out without Tor, by configuration" { what: &'a str }
     /// No shop is in use; every submit gets 503 until one is enabled.
     NoShopEnabled = "no_shop_enabled", WARN, "no shop is enabled: set sites.<name>.enabled = true" {}
+    /// `webhooks.product_url` is "none": outcomes are kept and counted, and nothing is sent until it is set.
+    WebhooksUnaddressed = "webhooks_unaddressed", WARN, "outcomes are kept and not sent: set webhooks.product_url" {}
     /// The process died while these products were being visited; they are charged with the death.
     DeathsCharged = "deaths_charged", WARN, "the last process died; products in hand are charged"
         { products: u64, crashed: u64 }

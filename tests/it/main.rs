@@ -14,4 +14,5 @@ mod restart;
 mod rubbish;
 mod scrape;
 mod shutdown;
+mod systemd;
 mod tor;
