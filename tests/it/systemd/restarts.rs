@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use super::service::{PORT, Service, under_systemd};
-use crate::support::{LONG, REAL, Stage};
+use crate::support::{LONG, REAL, Stage, stocked};
 
 const CLIENTS: u64 = 4;
 const EACH_WAY: usize = 10;
@@ -87,7 +87,8 @@ async fn client(seen: Arc<Seen>, client: u64) {
 fn twenty_restarts_under_load_refuse_nothing_and_lose_nothing() {
     under_systemd(|service| async move {
         // Kills are no fault of the products that they meet, and this test kills more often than a page would.
-        let stage = Stage::real_batch().only(ShopKind::Cocooncenter).set("ledger", "claims_max", 1_000);
+        let stage =
+            Stage::direct(stocked(&REAL)).only(ShopKind::Cocooncenter).set("ledger", "claims_max", 1_000);
         service.configure_for(&stage);
         service.does("start");
         let seen = Arc::new(Seen::default());
