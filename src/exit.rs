@@ -12,7 +12,7 @@ pub enum Exit {
     Usage = 64,
     /// The ledger is damaged. Do not restart: restore a backup.
     LedgerDamaged = 65,
-    /// The listener could not be bound.
+    /// The listener could not be bound, or what the service manager handed over is none.
     Listen = 69,
     /// A part failed past its limit, or the disk failed. Restart: nothing is lost.
     Escalated = 70,

@@ -1,13 +1,16 @@
 //! Places where a test can make the daemon fail. Nothing of it is in a release build.
 //!
 //! `GLANEUR_FAIL="scraper.visit=panic@2,ledger.write=abort"`: at the second time the first point is passed the thread
-//! panics; at the first time the second one is passed the process aborts. Each fires once.
+//! panics; at the first time the second one is passed the process aborts. `hang` never comes back. Each fires once, but
+//! `slow`, which takes its time at every pass from the one named.
 
 /// The closed list of points: one for each message of each actor, and the places between two transactions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Point {
+    LedgerTakeOver,
     LedgerWrite,
+    LedgerCommit,
     LedgerCommitted,
     LaneWake,
     LaneAttempt,
@@ -32,8 +35,10 @@ pub enum Point {
 }
 
 impl Point {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
+        Self::LedgerTakeOver,
         Self::LedgerWrite,
+        Self::LedgerCommit,
         Self::LedgerCommitted,
         Self::LaneWake,
         Self::LaneAttempt,
@@ -59,7 +64,9 @@ impl Point {
 
     pub fn name(self) -> &'static str {
         match self {
+            Self::LedgerTakeOver => "ledger.take_over",
             Self::LedgerWrite => "ledger.write",
+            Self::LedgerCommit => "ledger.commit",
             Self::LedgerCommitted => "ledger.committed",
             Self::LaneWake => "lane.wake",
             Self::LaneAttempt => "lane.attempt",
@@ -95,13 +102,20 @@ pub use armed::hit;
 mod armed {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::{Duration, Instant};
 
     use super::Point;
 
+    #[derive(PartialEq)]
     enum Action {
         Panic,
         Abort,
+        Hang,
+        Slow,
     }
+
+    /// Longer than anything does that works as it should, and short enough for a test to wait for several of them.
+    const SLOW: Duration = Duration::from_millis(400);
 
     struct Plan {
         point: &'static str,
@@ -117,13 +131,32 @@ mod armed {
         let plans = PLANS.get_or_init(|| plans(&std::env::var("GLANEUR_FAIL").unwrap_or_default()));
         // Every plan counts every pass, also one at which another plan fires.
         let fires = |plan: &&Plan| {
-            plan.point == point.name() && plan.passed.fetch_add(1, Ordering::SeqCst) + 1 == plan.at
+            plan.point == point.name() && {
+                let pass = plan.passed.fetch_add(1, Ordering::SeqCst) + 1;
+                pass == plan.at || (plan.action == Action::Slow && plan.at < pass)
+            }
         };
         match plans.iter().filter(fires).last() {
             Some(Plan { action: Action::Panic, .. }) => panic!("fail point {}", point.name()),
             Some(Plan { action: Action::Abort, .. }) => std::process::abort(),
+            Some(Plan { action: Action::Hang, .. }) => stand_still(None),
+            Some(Plan { action: Action::Slow, .. }) => stand_still(Some(SLOW)),
             None => {}
         }
+    }
+
+    /// Only the part that came here: what its thread has to do besides goes on on another one.
+    fn stand_still(time: Option<Duration>) {
+        let until = time.map(|time| Instant::now() + time);
+        tokio::task::block_in_place(|| {
+            loop {
+                match until.map(|until| until.saturating_duration_since(Instant::now())) {
+                    Some(Duration::ZERO) => return,
+                    Some(left) => std::thread::park_timeout(left),
+                    None => std::thread::park(),
+                }
+            }
+        });
     }
 
     fn plans(text: &str) -> Vec<Plan> {
@@ -138,6 +171,8 @@ mod armed {
         let action = match action {
             "panic" => Action::Panic,
             "abort" => Action::Abort,
+            "hang" => Action::Hang,
+            "slow" => Action::Slow,
             other => panic!("GLANEUR_FAIL: no action {other:?}"),
         };
         let at = at.parse().unwrap_or_else(|_| panic!("GLANEUR_FAIL: {at:?} is no count"));

@@ -14,4 +14,5 @@ pub mod supervisor;
 pub mod systemd;
 pub mod telemetry;
 pub mod wall;
+pub mod watchdog;
 pub mod webhook;

@@ -11,6 +11,7 @@
 
 pub mod actor;
 pub mod circuit;
+pub mod deadlines;
 pub mod decode;
 pub mod fetch;
 pub mod pace;

@@ -6,7 +6,10 @@
 //! the daemon starts no process (`tests/tidy.rs`). Deliberately absent: `FDSTORE`, since what must outlive a restart is
 //! in the ledger, and `MAINPID`, since the daemon never forks.
 
+pub mod doing;
 pub mod notify;
+pub mod opening;
 pub mod sockets;
+pub mod teller;
 
 pub use notify::{Note, Notifier};

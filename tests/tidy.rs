@@ -92,6 +92,14 @@ fn a_state_machine_decides_about_every_state() {
     );
 }
 
+/// What the service manager put into the environment is left there, since nobody inherits it.
+#[test]
+fn the_daemon_starts_no_process() {
+    for (path, text) in sources("src").into_iter().filter(|(path, _)| !is_test(path)) {
+        assert!(!shipped(&text).contains("process::Command"), "{} starts one", path.display());
+    }
+}
+
 #[test]
 fn nothing_is_left_to_be_done() {
     let marks = ["TO", "FIX", "XX"].map(|mark| {

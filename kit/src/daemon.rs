@@ -11,7 +11,7 @@ use std::{
     ffi::OsString,
     fs,
     net::SocketAddr,
-    os::unix::process::ExitStatusExt,
+    os::{fd::OwnedFd, unix::process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -30,7 +30,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::{Because, Result, Trouble, client, records::Records};
+use crate::{Because, Manager, Result, Trouble, client, records::Records};
 pub use config::Config;
 
 /// Longer than any start on a loaded machine: it only ends a test that would wait for ever.
@@ -74,6 +74,14 @@ pub struct Setup {
     config: String,
     arguments: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
+    handed: Option<Handed>,
+}
+
+/// A socket that the daemon gets as its descriptors 3 and following.
+#[derive(Debug)]
+struct Handed {
+    socket: OwnedFd,
+    times: u32,
 }
 
 impl Setup {
@@ -93,6 +101,35 @@ impl Setup {
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.env.push((name.into(), value.into()));
         self
+    }
+
+    /// Lets it tell this manager what it does.
+    pub fn under(mut self, manager: &Manager) -> Self {
+        self.env.extend(manager.env());
+        self
+    }
+
+    /// Hands a socket over as a manager does, as often as `times` says; it stays open here.
+    pub fn hand_over(mut self, socket: impl Into<OwnedFd>, times: u32) -> Self {
+        self.handed = Some(Handed { socket: socket.into(), times });
+        self
+    }
+
+    /// What starts the binary. A socket to be handed over is its standard input, from where a shell moves it: only there
+    /// the process id that `LISTEN_PID` must name is known.
+    fn command(&self) -> Result<Command> {
+        let Some(Handed { socket, times }) = &self.handed else {
+            let mut command = Command::new(&self.binary);
+            command.stdin(Stdio::null());
+            return Ok(command);
+        };
+        let socket = socket.try_clone().because("hand a socket over")?;
+        let places: String = (3..3 + times).map(|place| format!(" {place}<&0")).collect();
+        let script =
+            format!("export LISTEN_PID=$$ LISTEN_FDS={times}; exec \"$0\" \"$@\"{places} 0</dev/null");
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg(script).arg(&self.binary).stdin(Stdio::from(socket));
+        Ok(command)
     }
 
     /// Starts it, and waits until it says where it listens.
@@ -130,7 +167,13 @@ pub struct Daemon {
 impl Daemon {
     /// A daemon to be set up; tests pass `env!("CARGO_BIN_EXE_glaneur")`.
     pub fn builder(binary: impl Into<PathBuf>) -> Setup {
-        Setup { binary: binary.into(), config: String::new(), arguments: Vec::new(), env: Vec::new() }
+        Setup {
+            binary: binary.into(),
+            config: String::new(),
+            arguments: Vec::new(),
+            env: Vec::new(),
+            handed: None,
+        }
     }
 
     /// Starts a daemon with this configuration.
@@ -176,7 +219,9 @@ impl Daemon {
         self.run += 1;
         self.api = None;
         let binary = &self.setup.binary;
-        let mut child = Command::new(binary)
+        let mut child = self
+            .setup
+            .command()?
             .args(&self.setup.arguments)
             .arg("--config")
             .arg(self.config_path())
@@ -184,8 +229,8 @@ impl Daemon {
             .current_dir(self.dir())
             .env_remove("GLANEUR_CONFIG")
             .env_remove("NOTIFY_SOCKET")
+            .env_remove("WATCHDOG_USEC")
             .envs(self.setup.env.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)

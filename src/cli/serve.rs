@@ -4,10 +4,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use ractor::ActorRef;
-use ractor::rpc::CallResult;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::{complain, find};
@@ -16,11 +14,12 @@ use crate::exit::Exit;
 use crate::ledger::audit;
 use crate::ledger::sqlite::{self, OpenError};
 use crate::supervisor::{self, DrainPlan, Escalation};
-use crate::systemd::{Note, Notifier, sockets};
+use crate::systemd::{Note, Notifier, opening, sockets};
 use crate::telemetry::{self, Event};
 
 mod assemble;
 mod listen;
+mod manager;
 
 pub fn run(config: Option<&Path>) -> Exit {
     let found = match find::config(config) {
@@ -64,8 +63,7 @@ async fn serve(
     let secrets = assemble::Secrets::read(&config)?;
     let (listener, address) = listen::listener(handed, &config.server).await?;
     let ledger_path = config.ledger.path.clone();
-    let opened =
-        sqlite::open(&ledger_path, assemble::open_options(&config)).map_err(|error| refuse(&error))?;
+    let opened = open_ledger(&notifier, &config).await?;
     tell_start(&config, &path, address, opened.report.epoch);
     if opened.report.charged > 0 {
         let (products, crashed) = (opened.report.charged.into(), opened.report.crashed.into());
@@ -78,12 +76,14 @@ async fn serve(
     let mut signals = Signals::new()?;
     let drain = config.shutdown.drain;
     let (parts, ledger) = assemble::parts(&config, secrets, opened, listener)?;
+    let (drain_tx, draining) = watch::channel(None);
+    let manager = manager::Manager::new(notifier, &config, &ledger, &parts, draining);
     let (escalations_tx, mut escalations) = mpsc::unbounded_channel();
     let (root, mut joined) = supervisor::start(parts, escalations_tx).await.map_err(|error| {
         complain_and(Exit::Escalated, format_args!("the supervision tree did not start: {error}"))
     })?;
     say_address(address);
-    tokio::spawn(tell_ready(root.clone(), notifier.clone()));
+    manager.keep_telling(&root);
     tokio::spawn(audit::keep_counting(ledger.reader().clone()));
 
     let name = tokio::select! {
@@ -93,7 +93,8 @@ async fn serve(
     };
     let started = Instant::now();
     Event::DrainStarted { signal: name, seconds: drain.as_secs() }.emit();
-    notifier.tell(&[Note::Stopping]);
+    manager.tell_stopping(started + drain);
+    drain_tx.send_replace(Some(started + drain));
     let work = async {
         // The coming death is nobody's fault: said in the ledger, or beside it where there is no room.
         if ledger.write(|store| store.mark_stopping()).await.is_err() {
@@ -150,21 +151,17 @@ impl Signals {
     }
 }
 
-/// Says READY once every part of the tree runs, so that what waits for this unit finds the listener and the ledger.
-async fn tell_ready(root: ActorRef<supervisor::Msg>, notifier: Notifier) {
-    /// A part whose start failed is started again by the root; nobody waits for this pause otherwise.
-    const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(50);
-    if !notifier.has_manager() {
-        return;
-    }
-    loop {
-        match root.call(|reply| supervisor::Msg::Ask { reply }, None).await {
-            Ok(CallResult::Success(true)) => return notifier.tell(&[Note::Ready]),
-            Ok(CallResult::Success(false)) => tokio::time::sleep(LOOK_AGAIN_AFTER).await,
-            // The root is gone, and the process is about to be.
-            Ok(CallResult::Timeout | CallResult::SenderError) | Err(_) => return,
-        }
-    }
+/// A recovery of many products, or a migration, may take longer than the manager grants: it is told while that moves.
+async fn open_ledger(notifier: &Notifier, config: &Config) -> Result<sqlite::Opened, Exit> {
+    let (path, options) = (config.ledger.path.clone(), assemble::open_options(config));
+    let progress = sqlite::Progress::default();
+    let shown = progress.clone();
+    let open = move || sqlite::open_visibly(&path, options, &progress);
+    let opened = opening::visibly(notifier, "opening the ledger", || shown.count(), open).await;
+    opened.map_err(|error| {
+        notifier.tell(&[Note::Status(&error.to_string())]);
+        refuse(&error)
+    })
 }
 
 /// The one line on standard output: tests and scripts read the port that was really bound.

@@ -268,6 +268,9 @@ impl Read for Fake {
     fn recount(&mut self) -> Result<Tally, StoreError> {
         self.tally()
     }
+    fn open_batch_count(&mut self) -> Result<u64, StoreError> {
+        not_here()
+    }
     fn open_batches(&mut self, _: BatchNo, _: u32) -> Result<Vec<OpenBatch>, StoreError> {
         not_here()
     }

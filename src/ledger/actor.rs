@@ -74,6 +74,13 @@ impl LedgerHandle {
         }
     }
 
+    /// Whether the writer answers a write: by a commit, or by a failure that it has classified, such as a full disk. Waits
+    /// as long as it takes, and needs no slot: a full queue is no sign of a writer that hangs.
+    pub async fn answers(&self) -> bool {
+        let (reply, answer) = oneshot::channel();
+        self.address.cast(Msg::Write(Command::touch(reply))).is_ok() && answer.await.is_ok()
+    }
+
     /// The same store, read through connections of its own.
     pub fn reader(&self) -> &LedgerReader {
         &self.reader
@@ -152,9 +159,13 @@ struct Command {
 
 impl Command {
     fn look_for_room() -> Self {
+        Self::touch(oneshot::channel().0)
+    }
+
+    /// Changes nothing that anybody reads.
+    fn touch(reply: oneshot::Sender<Result<(), LedgerError>>) -> Self {
         let command = |store: &mut dyn Store| store.touch();
-        let job = Typed { command: Some(command), result: None, reply: oneshot::channel().0 };
-        Self { job: Box::new(job), _slot: None }
+        Self { job: Box::new(Typed { command: Some(command), result: None, reply }), _slot: None }
     }
 }
 
@@ -401,6 +412,7 @@ fn commit(store: &mut dyn Store, group: Vec<Command>) -> GroupFate {
             }
         }
     }
+    failpoint::hit(Point::LedgerCommit);
     if let Err(error) = store.commit() {
         store.rollback();
         return fail_group(survivors, error);
@@ -593,6 +605,35 @@ mod tests {
         outbox.changed().await.unwrap();
         assert_eq!(*handle.health().borrow(), Health::Low);
         assert!(!*failed.borrow());
+    }
+
+    #[tokio::test]
+    async fn the_writer_answers_although_its_queue_is_full_and_not_while_a_commit_hangs() {
+        let Running { handle, failed: _failed, _dir } = running(0).await;
+        let (begun, began) = oneshot::channel();
+        let (go, gone) = std::sync::mpsc::channel();
+        let hanging = handle.write(move |_| {
+            begun.send(()).unwrap();
+            gone.recv().unwrap();
+            Ok(())
+        });
+        let look = async {
+            began.await.unwrap();
+            let slots = Arc::clone(&handle.slots);
+            let others = slots.acquire_many_owned(slots_left(&handle)).await.unwrap();
+            assert_eq!(handle.write(|store| store.touch()).await, Err(LedgerError::Busy));
+            let early = tokio::time::timeout(Duration::from_millis(100), handle.answers()).await;
+            assert!(early.is_err(), "nothing is answered before the commit is over");
+            go.send(()).unwrap();
+            assert!(handle.answers().await);
+            drop(others);
+        };
+        let (hung, ()) = tokio::join!(hanging, look);
+        assert_eq!(hung, Ok(()));
+    }
+
+    fn slots_left(handle: &LedgerHandle) -> u32 {
+        u32::try_from(handle.slots.available_permits()).unwrap()
     }
 
     #[tokio::test]

@@ -23,6 +23,9 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-pub use open::{LastRun, OpenError, OpenOptions, OpenReport, Opened, mark_escalated, open, open_read_only};
+pub use open::{
+    LastRun, OpenError, OpenOptions, OpenReport, Opened, Progress, mark_escalated, open, open_read_only,
+    open_visibly,
+};
 pub use reader::SqliteReader;
 pub use writer::SqliteStore;

@@ -276,6 +276,8 @@ pub trait Read: Send {
 
     /// Batches with open products whose number is above `after`, oldest first.
     fn open_batches(&mut self, after: BatchNo, limit: u32) -> Result<Vec<OpenBatch>, StoreError>;
+    /// How many batches have open products.
+    fn open_batch_count(&mut self) -> Result<u64, StoreError>;
     /// By public name, or by number.
     fn batch(&mut self, name: &str) -> Result<Option<BatchView>, StoreError>;
     /// The first answer to the submit that minted this name (rule 5).

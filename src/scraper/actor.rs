@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use super::circuit::{self, Circuit, WearLimits, Worn};
+use super::deadlines::Deadlines;
 use super::fetch::FetchLimits;
 use super::pace::Pace;
 use super::queue::{Label, ShopLimits};
@@ -39,6 +40,8 @@ pub struct Gear {
     pub wear: WearLimits,
     pub fetch: FetchLimits,
     pub visit_deadline: Duration,
+    /// Of the visits in flight; the watchdog reads it.
+    pub deadlines: Deadlines,
     pub extract: Limits,
     /// As many pages are parsed at once as there are cores.
     pub cores: Arc<Semaphore>,
@@ -128,12 +131,15 @@ impl Actor for ScraperActor {
 
     async fn handle(&self, _: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
         let Msg::Visit(visit) = msg;
-        failpoint::hit(Point::ScraperVisit);
         let label = visit.label();
+        let gear = &state.arguments.gear;
+        let watched = gear.deadlines.enter(label.site.clone(), Instant::now() + gear.visit_deadline);
+        failpoint::hit(Point::ScraperVisit);
         state.retire_if_worn();
         let Arguments { gear, drain, paces, .. } = &mut state.arguments;
-        let mut call = visit::Call { gear, circuit: &mut state.circuit, paces, drain };
+        let mut call = visit::Call { gear, circuit: &mut state.circuit, paces, drain, watched: &watched };
         call.run(*visit).await;
+        drop(watched);
         state.tell_over(label);
         Ok(())
     }

@@ -11,6 +11,7 @@ use url::Url;
 
 use super::actor::{CatalogueGear, Gear, Shop};
 use super::circuit::Circuit;
+use super::deadlines::Watched;
 use super::fetch::{FetchError, Verdict};
 use super::pace::Pace;
 use super::probe::{self, TorAway};
@@ -32,6 +33,8 @@ pub(super) struct Call<'a> {
     pub circuit: &'a mut Circuit,
     pub paces: &'a BTreeMap<SiteName, Pace>,
     pub drain: &'a mut watch::Receiver<Option<Instant>>,
+    /// Told of every deadline.
+    pub watched: &'a Watched,
 }
 
 /// A byte through another circuit this long ago still shows that Tor is there.
@@ -208,6 +211,7 @@ impl Call<'_> {
     fn errand(&self, site: &str, via: Via, deadline: Instant) -> Errand {
         let pace = self.paces.get(site).cloned();
         let pace = pace.unwrap_or_else(|| Pace::new(Duration::ZERO, Instant::now()));
+        self.watched.is_due(deadline);
         Errand { via, pace, deadline, first: true }
     }
 
@@ -222,8 +226,9 @@ impl Call<'_> {
         if !std::mem::take(&mut errand.first) {
             let now = Instant::now();
             let slot = errand.pace.take(now);
-            tokio::time::sleep_until(slot).await;
             errand.deadline += slot.saturating_duration_since(now);
+            self.watched.is_due(errand.deadline);
+            tokio::time::sleep_until(slot).await;
         }
         ticket.dialled(Instant::now());
         match self.circuit.fetch(request, errand.via, &self.gear.fetch, hosts, errand.deadline).await {

@@ -19,6 +19,10 @@ pub enum Note<'a> {
     Ready,
     /// The daemon has begun to stop.
     Stopping,
+    /// The watchdog is fed. The manager counts from READY on, and from the last of these.
+    Alive,
+    /// The start, or the stop, may take this long from now, whatever its time-out says.
+    Extend(Duration),
     /// What it does, in one line for `systemctl status`.
     Status(&'a str),
 }
@@ -28,6 +32,8 @@ impl fmt::Display for Note<'_> {
         match self {
             Self::Ready => f.write_str("READY=1"),
             Self::Stopping => f.write_str("STOPPING=1"),
+            Self::Alive => f.write_str("WATCHDOG=1"),
+            Self::Extend(by) => write!(f, "EXTEND_TIMEOUT_USEC={}", by.as_micros()),
             Self::Status(line) => {
                 f.write_str("STATUS=")?;
                 // A line break would begin another note: the words of an error must not say READY=1.

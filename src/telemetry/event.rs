@@ -59,6 +59,12 @@ events! {
     ClaimsReleased = "claims_released", INFO, "claims of the last process put back" { products: u64 }
     /// The service manager that NOTIFY_SOCKET names cannot be told anything; it may call a start that went well a failure.
     NotifyFailed = "notify_failed", WARN, "the service manager cannot be told what the daemon does" { detail: &'a str }
+    /// A part is stuck, and the service manager is no longer told that the daemon is alive: it will be killed and started
+    /// again unless the part moves in time.
+    WatchdogWithheld = "watchdog_withheld", ERROR, "a part is stuck: the watchdog is not fed"
+        { part: &'a str, detail: &'a str }
+    /// The part that was stuck moves again, and the watchdog is fed.
+    WatchdogResumed = "watchdog_resumed", INFO, "the part moves again: the watchdog is fed" { part: &'a str }
     /// The daemon was asked to stop and drains.
     DrainStarted = "drain_started", INFO, "drain started" { signal: &'a str, seconds: u64 }
     /// The drain is over and the process ends.

@@ -51,9 +51,15 @@ pub struct Args {
 #[derive(Clone, Debug)]
 pub struct WebhookHandle {
     address: Address<Msg>,
+    in_hand: InHand,
 }
 
 impl WebhookHandle {
+    /// How many deliveries are being sent right now.
+    pub fn in_hand(&self) -> usize {
+        self.in_hand.count()
+    }
+
     /// Ends the sender: no new attempts; those in flight end, or are cut at `deadline` with nothing recorded, so that
     /// they are due again at the next start. Returns when it is over.
     pub async fn drain(&self, deadline: Instant) {
@@ -84,6 +90,7 @@ pub fn handle(args: Args) -> Result<(WebhookHandle, Webhook), ClientError> {
     let Args { ledger, settings, claims_max } = args;
     let client = Client::new()?;
     let in_hand = InHand::default();
+    let handle = WebhookHandle { address, in_hand: in_hand.clone() };
     #[cfg(test)]
     let trap = Trap::default();
     let deps = Deps {
@@ -96,7 +103,7 @@ pub fn handle(args: Args) -> Result<(WebhookHandle, Webhook), ClientError> {
         #[cfg(test)]
         trap,
     };
-    Ok((WebhookHandle { address }, Webhook { publisher, deps, clock }))
+    Ok((handle, Webhook { publisher, deps, clock }))
 }
 
 impl Webhook {

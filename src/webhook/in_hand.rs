@@ -23,6 +23,11 @@ impl InHand {
         let fresh = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(no);
         fresh.then(|| Hold { no, of: self.clone() })
     }
+
+    /// How many are in hand.
+    pub fn count(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
 }
 
 impl Drop for Hold {
@@ -40,8 +45,11 @@ mod tests {
         let all = InHand::default();
         let hold = all.take(DeliveryNo(1)).unwrap();
         assert!(all.take(DeliveryNo(1)).is_none());
-        assert!(all.take(DeliveryNo(2)).is_some());
+        let other = all.take(DeliveryNo(2));
+        assert!(other.is_some());
+        assert_eq!(all.count(), 2);
         drop(hold);
+        assert_eq!(all.count(), 1);
         assert!(all.take(DeliveryNo(1)).is_some());
     }
 }

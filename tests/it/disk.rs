@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 use crate::support::{BINARY, LONG, Stage, accepted};
 
 /// A file system of its own, gone when dropped.
-struct SmallDisk(tempfile::TempDir);
+pub struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    fn mount(bytes: u64) -> Self {
+    pub fn mount(bytes: u64) -> Self {
         assert!(
             rustix::process::geteuid().is_root(),
             "this test mounts a small file system, and only root may: run it as root, or skip it by its name"
@@ -37,7 +37,7 @@ impl SmallDisk {
         self.path().join("ledger.sqlite")
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("sqlite:{}", self.ledger().display())
     }
 
@@ -47,13 +47,13 @@ impl SmallDisk {
     }
 
     /// Leaves about this much room.
-    fn fill_up_to(&self, room: u64) {
+    pub fn fill_up_to(&self, room: u64) {
         let mut file = File::options().append(true).create(true).open(self.filler()).unwrap();
         // A daemon that writes meanwhile may take the last page.
         let _ = file.write_all(&vec![0; self.free().saturating_sub(room) as usize]);
     }
 
-    fn make_room(&self) {
+    pub fn make_room(&self) {
         fs::remove_file(self.filler()).unwrap();
     }
 

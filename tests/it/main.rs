@@ -10,6 +10,7 @@ mod deliver;
 mod disk;
 mod docs;
 mod explain;
+mod manager;
 mod restart;
 mod rubbish;
 mod scrape;

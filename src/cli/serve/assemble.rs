@@ -21,6 +21,7 @@ use crate::model::page::Via;
 use crate::model::{Language, SiteName};
 use crate::scraper::actor::{CatalogueGear, Gear, Shop};
 use crate::scraper::circuit::{self, WearLimits};
+use crate::scraper::deadlines::Deadlines;
 use crate::scraper::fetch::FetchLimits;
 use crate::scraper::queue::ShopLimits;
 use crate::scraper::tls::Tls;
@@ -216,6 +217,7 @@ fn gear(
             user_agent: fetch.user_agent.clone(),
         },
         visit_deadline: fetch.visit_deadline,
+        deadlines: Deadlines::default(),
         extract: config.extract,
         cores: Arc::new(Semaphore::new(cores)),
     })

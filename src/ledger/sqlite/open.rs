@@ -4,6 +4,8 @@ use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use rusqlite::{Connection, OpenFlags, params};
@@ -13,6 +15,7 @@ use super::super::reader::LedgerReader;
 use super::super::store::{Addressing, Read, SUSPECTED_AT, Store, StoreError};
 use super::reader::SqliteReader;
 use super::writer::{Delta, SqliteStore};
+use crate::failpoint::{self, Point};
 use crate::model::body::Language;
 use crate::model::{BatchNo, Outcome, ProductKey};
 
@@ -107,15 +110,47 @@ const APPLICATION_ID: i32 = 0x676c_616e;
 /// How long a connection waits for a lock that only a foreign tool or a checkpoint can hold.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Counts up while a ledger is being opened: a long migration or recovery shows that it moves.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<AtomicU64>);
+
+impl Progress {
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn step(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Lets SQLite step: some hundred times a second, as long as it computes. It does so for ever, which costs nothing.
+    fn watch(&self, connection: &mut Connection) -> rusqlite::Result<()> {
+        /// Instructions of SQLite's machine, of which it does some millions a second.
+        const INSTRUCTIONS: i32 = 10_000;
+        let progress = self.clone();
+        let step = move || {
+            progress.step();
+            false // Goes on.
+        };
+        connection.progress_handler(INSTRUCTIONS, Some(step))
+    }
+}
+
 /// Opens or creates the ledger at `path`, and takes over what the last process left.
 pub fn open(path: &Path, options: OpenOptions) -> Result<Opened, OpenError> {
+    open_visibly(path, options, &Progress::default())
+}
+
+/// As [`open`], and shows in `progress` that it moves.
+pub fn open_visibly(path: &Path, options: OpenOptions, progress: &Progress) -> Result<Opened, OpenError> {
     let lock = lock(path)?;
     create(path)?;
     let mut connection = connect_writer(path).map_err(|error| explain(path, error))?;
+    progress.watch(&mut connection).map_err(|error| explain(path, error.into()))?;
     migrate(path, &mut connection)?;
     let OpenOptions { addressing, claims_max, free_bytes_min, readers, boot_id } = options;
     let mut store = SqliteStore::new(connection, lock, path.into(), addressing, free_bytes_min);
-    let report = take_over(path, &mut store, claims_max, &boot_id)?;
+    let report = take_over(path, &mut store, claims_max, &boot_id, progress)?;
     let reader = (0..readers.max(1)).map(|_| Ok(Box::new(open_read_only(path)?) as Box<dyn Read>));
     let reader = LedgerReader::new(reader.collect::<Result<_, OpenError>>()?);
     Ok(Opened { store, reader, report })
@@ -269,13 +304,15 @@ fn take_over(
     store: &mut SqliteStore,
     claims_max: u32,
     boot_id: &str,
+    progress: &Progress,
 ) -> Result<OpenReport, OpenError> {
     let mark = beside(path, ".escalated");
     let escalated = mark.try_exists().map_err(io_error("look for", &mark))?;
     let mut work = || -> Result<OpenReport, StoreError> {
         store.begin()?;
-        let report =
-            TakeOver { store: &mut *store, claims_max, boot_id, escalated, now_ms: now_ms() }.run()?;
+        let now_ms = now_ms();
+        let take_over = TakeOver { store: &mut *store, claims_max, boot_id, escalated, now_ms, progress };
+        let report = take_over.run()?;
         store.commit()?;
         Ok(report)
     };
@@ -302,6 +339,7 @@ struct TakeOver<'a> {
     boot_id: &'a str,
     escalated: bool,
     now_ms: i64,
+    progress: &'a Progress,
 }
 
 struct Left {
@@ -320,6 +358,8 @@ impl TakeOver<'_> {
         let left = self.left()?;
         let started = left.iter().filter(|left| left.started).count();
         for left in left {
+            failpoint::hit(Point::LedgerTakeOver);
+            self.progress.step();
             // A suspect runs alone; a death while others were visited too tells nothing new about it.
             let telling = left.deaths < SUSPECTED_AT || started == 1;
             let charge = last_run == LastRun::Died && left.started && telling;
@@ -386,5 +426,22 @@ impl TakeOver<'_> {
         )?;
         self.store.count(key.batch, &Delta::put_back(1))?;
         self.store.lower_cursor(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_statement_shows_that_it_moves() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        let progress = Progress::default();
+        progress.watch(&mut connection).unwrap();
+        let count = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)
+                     SELECT count(*) FROM n";
+        let counted: i64 = connection.query_row(count, [], |row| row.get(0)).unwrap();
+        assert_eq!(counted, 100_000);
+        assert!(progress.count() > 10, "{progress:?}");
     }
 }

@@ -171,6 +171,12 @@ impl Read for SqliteReader {
         open.collect()
     }
 
+    fn open_batch_count(&mut self) -> Result<u64, StoreError> {
+        let count = "SELECT count(*) FROM progress INDEXED BY progress_open WHERE ended_at IS NULL";
+        let open = self.one(count, [], |row| row.get::<_, i64>(0))?;
+        Ok(open.and_then(|open| u64::try_from(open).ok()).unwrap_or_default())
+    }
+
     fn batch(&mut self, name: &str) -> Result<Option<BatchView>, StoreError> {
         let (column, number) = match name.parse::<i64>() {
             Ok(number) => ("no = ?1", Some(number)),
