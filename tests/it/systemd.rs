@@ -8,4 +8,5 @@ mod restarts;
 mod sandbox;
 mod service;
 mod supervised;
+mod talk;
 mod unit;

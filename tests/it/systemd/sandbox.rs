@@ -3,12 +3,14 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use glaneur_kit::shop::catalogue::real_batch_body;
 use glaneur_kit::systemd::ELSEWHERE;
-use glaneur_kit::{Receiver, client};
+use glaneur_kit::{Catalogue, Receiver, TorNetwork, client};
 use http::HeaderValue;
 
 use super::service::{PORT, Service, under_systemd, units};
 use crate::support::{REAL, Stage, batch};
+use crate::tor::{assert_only_exits_came, stage_behind};
 
 const SECRET: &str = "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
@@ -40,6 +42,26 @@ fn the_hardened_service_does_the_main_job_with_its_credentials() {
         assert_eq!(owner("/var/lib/private/glaneur"), "glaneur 700");
         let uid = service.lab.run(&["id", "-u", "glaneur"]).unwrap().stdout;
         assert!((61184..=65519).contains(&uid.parse().unwrap()), "a dynamic user: {uid}");
+    });
+}
+
+#[test]
+fn the_service_for_one_machine_visits_through_the_real_tor() {
+    under_systemd(|service| async move {
+        glaneur_kit::ensure_tor().unwrap();
+        // Not the other tests' cache: their network may be up at the same addresses.
+        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tor-lab");
+        std::fs::create_dir_all(&cache).unwrap();
+        let network = TorNetwork::start(Some(&cache)).await.unwrap();
+        let stage = stage_behind(&network, Catalogue::real_batch());
+        service.configure_for(&stage);
+        let local = std::fs::read_to_string(units().join("local-only.conf")).unwrap();
+        service.drop_in("local-only", &local);
+        service.does("start");
+        assert_eq!(service.submit(&real_batch_body()).await.unwrap().0, 202);
+        let (_, summary) = stage.finished(REAL.len()).await;
+        assert_eq!(summary["counts"]["found"], 7, "{summary}");
+        assert_only_exits_came(&network, &stage);
     });
 }
 
