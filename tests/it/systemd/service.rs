@@ -80,13 +80,24 @@ fn lab() -> Option<&'static Lab> {
     }
 }
 
-/// What the README's section "Install" does.
+/// Does what the README's section "Install" says, with the program under test.
 fn install(lab: &Lab) -> Result<()> {
-    lab.copy(Path::new(BINARY), "/usr/local/bin/glaneur", 0o755)?;
-    lab.copy(&units().join("glaneurctl"), "/usr/local/bin/glaneurctl", 0o755)?;
-    for unit in UNITS {
-        lab.copy(&units().join(unit), &format!("/etc/systemd/system/{unit}"), 0o644)?;
+    let readme = include_str!("../../../README.md");
+    let section = readme.split("\n## Install\n").nth(1).expect("the README has a section Install");
+    let block = section.split("```\n").nth(1).expect("it begins with commands");
+    let mut copied = 0;
+    for line in block.lines().filter_map(|line| line.strip_prefix("install ")) {
+        let mut words: Vec<&str> = line.split(' ').filter(|word| *word != "-D" && *word != "-m").collect();
+        let (mode, to) = (u32::from_str_radix(words.remove(0), 8).expect("a mode"), words.pop().unwrap());
+        for from in words {
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(from);
+            let name = source.file_name().unwrap().to_string_lossy().into_owned();
+            let to = if to.ends_with('/') { format!("{to}{name}") } else { to.to_owned() };
+            lab.copy(if name == "glaneur" { Path::new(BINARY) } else { &source }, &to, mode)?;
+            copied += 1;
+        }
     }
+    assert_eq!(copied, 5, "the program, glaneurctl, the configuration, two units");
     lab.run(&["systemctl", "daemon-reload"])?.ok().map(drop)
 }
 
@@ -98,7 +109,6 @@ impl Service {
             self.lab.remove(path)?;
         }
         install(self.lab)?;
-        self.configure("[webhooks]\nproduct_url = \"none\"\n");
         self.systemctl(&["reset-failed"]);
         Ok(())
     }

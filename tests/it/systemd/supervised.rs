@@ -121,12 +121,13 @@ fn a_daemon_that_dies_again_and_again_is_started_until_it_lives() {
 }
 
 #[test]
-fn a_first_start_with_the_configuration_of_the_package_succeeds() {
+fn a_first_start_succeeds_and_names_the_keys_to_set() {
     under_systemd(|service| async move {
-        service.configure(std::fs::read_to_string(super::service::units().join("config.toml")).unwrap());
         service.does("start");
         assert_eq!(service.get("/livez").await.unwrap().0, 200);
-        assert_eq!(service.said("set webhooks.product_url"), 1, "{}", service.journal());
+        for key in ["webhooks.product_url", "sites.<name>.enabled"] {
+            assert_eq!(service.said(&format!("set {key}")), 1, "{}", service.journal());
+        }
         let (status, answer) = service.submit(&json!({"eans": REAL})).await.unwrap();
         assert_eq!(status, 503, "no shop is in use: {answer}");
     });
