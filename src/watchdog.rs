@@ -136,18 +136,21 @@ pub struct Parts {
 impl Parts {
     fn ask_root(&self, now: Instant) -> Question {
         let root = self.root.clone();
-        let answered = async move {
-            matches!(
-                root.call(|reply| supervisor::Msg::Ask { reply }, None).await,
-                Ok(CallResult::Success(_))
-            )
-        };
-        Question::ask(now, answered)
+        Question::ask(now, move || {
+            let root = root.clone();
+            async move {
+                let answer = root.call(|reply| supervisor::Msg::Ask { reply }, None).await;
+                matches!(answer, Ok(CallResult::Success(_)))
+            }
+        })
     }
 
     fn ask_writer(&self, now: Instant) -> Question {
         let ledger = self.ledger.clone();
-        Question::ask(now, async move { ledger.answers().await })
+        Question::ask(now, move || {
+            let ledger = ledger.clone();
+            async move { ledger.answers().await }
+        })
     }
 }
 
@@ -193,6 +196,9 @@ pub async fn keep_feeding(notifier: Notifier, interval: Duration, parts: Parts, 
     }
 }
 
+/// Somebody who is gone is asked again after this: whoever comes in his place may answer.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
 /// Asked once at a time: a part that hangs is not buried under questions.
 struct Question {
     asked: Instant,
@@ -200,11 +206,14 @@ struct Question {
 }
 
 impl Question {
-    /// Somebody who is gone has not answered: `false` leaves the question open.
-    fn ask(asked: Instant, answered: impl Future<Output = bool> + Send + 'static) -> Self {
+    /// `ask` says whether there was an answer: none, if nobody is there.
+    fn ask<F>(asked: Instant, mut ask: impl FnMut() -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = bool> + Send,
+    {
         let answer = tokio::spawn(async move {
-            if !answered.await {
-                std::future::pending::<()>().await;
+            while !ask().await {
+                tokio::time::sleep(ASK_AGAIN_AFTER).await;
             }
         });
         Self { asked, answer }
@@ -271,10 +280,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_question_to_somebody_who_is_gone_stays_open() {
+    async fn a_question_to_somebody_who_is_gone_stays_open_until_the_next_one_answers() {
         let now = Instant::now();
-        let (gone, there) = (Question::ask(now, async { false }), Question::ask(now, async { true }));
+        let (come, came) = watch::channel(false);
+        let question = Question::ask(now, move || std::future::ready(*came.borrow()));
         tokio::time::sleep(SECOND).await;
-        assert_eq!((gone.owed_since(), there.owed_since()), (Some(now), None));
+        assert_eq!(question.owed_since(), Some(now));
+        come.send_replace(true);
+        tokio::time::sleep(SECOND).await;
+        assert_eq!(question.owed_since(), None);
     }
 }

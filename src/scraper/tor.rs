@@ -79,7 +79,7 @@ impl TorGate {
 
     /// Somebody met Tor's absence. `prove_with`: the name of a host that no circuit reached.
     pub fn lose(&self, away: &TorAway, prove_with: Option<String>) {
-        let reason = away.to_string();
+        let reason = away.reason.clone();
         let lost = self.state.send_if_modified(|state| {
             if matches!(state, TorState::Away { .. }) {
                 return false; // Said once.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use glaneur_kit::manager::Said;
 use glaneur_kit::shop::{Conduct, When};
-use glaneur_kit::{Catalogue, Daemon, Gate, Manager};
+use glaneur_kit::{Catalogue, Daemon, Gate, Manager, ShopKind};
 
 use super::setup;
 use crate::disk::SmallDisk;
@@ -80,6 +80,21 @@ async fn a_busy_daemon_whose_shops_are_silent_is_alive() {
     first.wait_until(timed_out, LONG).await.unwrap();
     assert!(longest_silence(&manager) < WATCHDOG, "{:?}", longest_silence(&manager));
     assert!(daemon.events("watchdog_withheld").is_empty());
+}
+
+#[tokio::test]
+async fn a_visit_that_waits_for_its_pace_longer_than_its_deadline_is_alive() {
+    // Four seconds between the search and the page.
+    let only = ShopKind::Pharmagdd;
+    let mut stage = stage().set("fetch", "visit_deadline", "300ms").only(only);
+    stage.config = stage.config.site_key(only.name(), "rate", "15/m");
+    let manager = Manager::start().unwrap().watchdog(WATCHDOG);
+    let daemon = setup(&stage).under(&manager).start().await.unwrap();
+    accepted(daemon.submit(&batch([REAL[0]])).await.unwrap());
+    let (products, _) = stage.finished(1).await;
+    assert_eq!(products[0]["status"], "found");
+    assert!(daemon.events("watchdog_withheld").is_empty());
+    assert!(longest_silence(&manager) < WATCHDOG, "{:?}", longest_silence(&manager));
 }
 
 #[tokio::test]
