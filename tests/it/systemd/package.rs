@@ -108,8 +108,8 @@ async fn knock(enough: Arc<AtomicBool>) -> (usize, usize) {
 #[test]
 fn the_package_is_installed_upgraded_downgraded_removed_and_purged() {
     let Some(maker) = Maker::new() else { return };
+    let (older, newer) = (maker.make("1"), maker.make("2"));
     under_systemd(|service| async move {
-        let (older, newer) = (maker.make("1"), maker.make("2"));
         // Nothing of the installation by hand, and services may be started.
         for path in
             ["/usr/local/bin/glaneur", "/usr/local/bin/glaneurctl", "/etc/glaneur", "/usr/sbin/policy-rc.d"]

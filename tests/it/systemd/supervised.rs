@@ -1,13 +1,38 @@
 //! What the manager does for the daemon: start, end, restart, and the port that it holds meanwhile.
 
-use std::time::Duration;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
 
 use glaneur_kit::shop::{Conduct, When};
-use glaneur_kit::{Gate, client};
+use glaneur_kit::{Gate, Result, client};
 use serde_json::json;
 
-use super::service::{PORT, under_systemd};
+use super::service::{PORT, Service, under_systemd};
 use crate::support::{LONG, REAL, Stage, accepted, batch};
+
+/// The status of an answer, or that there was none; a connection that nobody takes ends the test.
+async fn livez() -> Result<u16> {
+    let answer = tokio::time::timeout(LONG, client::get(PORT.into(), "/livez")).await;
+    answer.expect("an answer, or a refusal").map(|answer| answer.status().as_u16())
+}
+
+/// Waits until the daemon reads from the pipe, and gives the other end.
+async fn at_the_gate(service: &Service) -> File {
+    let gate = service.lab.root().join("etc/glaneur/gate");
+    let nonblock = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap();
+    let open = || OpenOptions::new().write(true).custom_flags(nonblock).open(&gate);
+    let begin = Instant::now();
+    loop {
+        // As long as nobody reads there is no such device or address.
+        match open() {
+            Ok(gate) => return gate,
+            Err(error) => assert!(begin.elapsed() < LONG, "{error}\n{}", service.journal()),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
 
 #[test]
 fn a_start_waits_for_ready() {
@@ -16,15 +41,15 @@ fn a_start_waits_for_ready() {
         service.configure("[webhooks]\nproduct_url = \"none\"\nsecret_file = \"/etc/glaneur/gate\"\n");
         service.lab.run(&["mkfifo", "-m", "644", "/etc/glaneur/gate"]).unwrap().ok().unwrap();
         service.systemctl(&["start", "--no-block", "glaneur"]);
-        service.wait_until("MainPID", |pid| pid != "0").await;
-        let early = tokio::spawn(client::get(PORT.into(), "/livez"));
+        let mut gate = at_the_gate(&service).await;
+        let early = tokio::spawn(livez());
         assert_eq!(service.states(), ["activating", "active"]);
         assert!(!early.is_finished(), "who comes early waits in the kernel");
-        let open = "echo whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw >/etc/glaneur/gate";
-        service.lab.run(&["sh", "-c", open]).unwrap().ok().unwrap();
+        gate.write_all(b"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n").unwrap();
+        drop(gate);
         service.does("start");
         assert_eq!(service.states(), ["active", "active"]);
-        assert_eq!(early.await.unwrap().unwrap().status(), 200);
+        assert_eq!(early.await.unwrap().unwrap(), 200);
     });
 }
 
@@ -39,14 +64,14 @@ fn a_wrong_configuration_fails_the_start_once_and_says_why() {
         // Callers are refused at once, and none of them starts it again.
         service.wait_until("ActiveState", |state| state == "failed").await;
         for _ in 0..50 {
-            assert!(client::get(PORT.into(), "/livez").await.is_err());
+            assert!(livez().await.is_err());
         }
         assert_eq!(service.states(), ["failed", "inactive"]);
         assert_eq!((service.said("unknown key"), service.show("NRestarts")), (1, "0".into()));
 
         // Somebody opens the port by itself, and callers wait at it.
         service.systemctl(&["start", "glaneur.socket"]);
-        let callers: Vec<_> = (0..20).map(|_| tokio::spawn(client::get(PORT.into(), "/livez"))).collect();
+        let callers: Vec<_> = (0..20).map(|_| tokio::spawn(livez())).collect();
         for caller in callers {
             assert!(caller.await.unwrap().is_err());
         }
@@ -105,8 +130,8 @@ fn a_daemon_that_dies_again_and_again_is_started_until_it_lives() {
         service.systemctl(&["start", "--no-block", "glaneur"]);
         let patient = tokio::spawn(async {
             loop {
-                match client::get(PORT.into(), "/livez").await {
-                    Ok(answer) => return answer.status().as_u16(),
+                match livez().await {
+                    Ok(status) => return status,
                     // Its connection was taken by a daemon that died.
                     Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
                 }
