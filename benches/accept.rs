@@ -278,7 +278,7 @@ struct BareLedger {
 impl Disk {
     fn in_dir(dir: &Path) -> Result<Self> {
         let connection = Connection::open(dir.join("bare.sqlite")).because("open a database")?;
-        // As the daemon's writer is set up.
+        // As the daemon's writer is set up, with SQLite's own automatic checkpoint.
         let set_up = "PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
              PRAGMA temp_store = MEMORY; PRAGMA cache_size = -2048; PRAGMA wal_autocheckpoint = 1000;
              PRAGMA journal_size_limit = 16777216;";
@@ -483,8 +483,12 @@ fn per_second(count: usize, time: Duration) -> f64 {
     count as f64 / time.as_secs_f64()
 }
 
+/// Of an even number of values, the mean of the two in the middle.
 fn median(values: &[f64]) -> f64 {
-    quantile(values, 0.5)
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = |at: usize| sorted.get(at).copied().unwrap_or_default();
+    f64::midpoint(middle(sorted.len().saturating_sub(1) / 2), middle(sorted.len() / 2))
 }
 
 fn quantile(values: &[f64], q: f64) -> f64 {

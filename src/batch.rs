@@ -2,6 +2,8 @@
 
 mod actor;
 pub mod machine;
+mod settings;
 pub mod supervisor;
 
+pub use settings::Settings;
 pub use supervisor::{Batches, BatchesHandle};

@@ -3,6 +3,8 @@
 mod check;
 mod explain;
 mod find;
+mod generate;
+mod secrets;
 mod serve;
 
 use std::path::PathBuf;
@@ -34,6 +36,12 @@ enum Command {
         #[arg(value_name = "EAN|BATCH")]
         subject: String,
     },
+    /// Writes manual page, completions, journal catalogue and table of events below a folder
+    #[command(hide = true)]
+    Generate {
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
 
 const EXAMPLES: &str = "\
@@ -60,6 +68,7 @@ pub fn run() -> Exit {
         Command::Serve => serve::run(config),
         Command::Check => check::run(config),
         Command::Explain { subject } => explain::run(config, &subject),
+        Command::Generate { dir } => generate::run(&dir),
     }
 }
 

@@ -20,6 +20,7 @@ use crate::model::page::Via;
 use crate::recipe::{JsonPath, Limits, Recipe};
 
 mod check;
+mod diff;
 mod raw;
 mod reader;
 mod site;
@@ -27,6 +28,7 @@ mod site;
 mod tests;
 mod units;
 
+pub use diff::{Changes, take};
 pub use units::{Rate, format_duration, format_size};
 
 /// The defaults, every key documented.
@@ -35,6 +37,11 @@ pub const DEFAULT: &str = include_str!("../config.toml");
 /// Reads `text`, found in `file_name`, over the defaults. Problems come in the order of the file.
 pub fn parse(file_name: &str, text: &str) -> Result<Config, Vec<Problem>> {
     check::parse(file_name, text)
+}
+
+/// A mistake that only somebody outside can see, e.g. a file that cannot be read, at `key` (`section.key`) of `text`.
+pub fn problem_at(file_name: &str, text: &str, key: &str, message: String) -> Problem {
+    check::problem_at(file_name, text, key, message)
 }
 
 /// One mistake, where it was written.
@@ -271,10 +278,11 @@ pub struct Log {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// Text on a terminal, JSON lines otherwise.
+    /// Text on a terminal, the journal's own fields under systemd, JSON lines otherwise.
     Auto,
     Text,
     Json,
+    Journal,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

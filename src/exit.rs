@@ -46,4 +46,21 @@ impl Exit {
     pub fn code(self) -> u8 {
         self as u8
     }
+
+    /// In a sentence, for the manual page.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Ok => "Done, or drained after a signal.",
+            Self::No => "The answer of a command is no: nothing found.",
+            Self::Usage => "The command line is wrong.",
+            Self::LedgerDamaged => "The ledger is damaged: restore a backup.",
+            Self::Listen => "The listener could not be bound.",
+            Self::Escalated => "A part failed past its limit, or the disk failed. A restart loses nothing.",
+            Self::File => "A file could not be read or made: the ledger, a token, a secret.",
+            Self::LedgerLocked => "Another process holds the ledger.",
+            Self::LedgerNewer => "The ledger is newer than this program: install the newer one.",
+            Self::Config => "The configuration is wrong.",
+            Self::Cut => "A second signal cut the drain short. Nothing that was committed is lost.",
+        }
+    }
 }

@@ -18,6 +18,7 @@ pub mod pace;
 pub mod pool;
 pub mod probe;
 pub mod queue;
+pub mod suspension;
 pub mod tls;
 pub mod tor;
 pub mod visit;

@@ -8,31 +8,44 @@
 //!        └─ ingress     the listener; the socket itself is the root's
 //! ```
 //!
+//! What a child's end leads to is data ([`Child::spec`]), decided in [`plan`] and done in [`nursery`]. Each child but the
+//! ledger is restarted alone: handles outlive restarts, a visit whose pool died answers through its ticket, and a
+//! coordinator asks again. All of them rest on the ledger, and what they hold is worth nothing after it failed: rest for
+//! one, but by the process, since what is on disk then is not what memory says.
+//!
 //! ractor kills children mid-message when their parent stops, without `post_stop`, so the drain is written out here: each
-//! part is asked to finish, with a deadline, and only then stopped. Nothing durable depends on any of it.
+//! part is asked to finish, with a deadline, and only then stopped. The root answers meanwhile, and hears of a ledger that
+//! fails in the drain. Nothing durable depends on any of it.
 
 pub mod address;
+pub mod nursery;
+pub mod plan;
 pub mod policy;
 
+use std::error::Error;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort, SpawnErr, SupervisionEvent};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::batch;
+use crate::exit::Exit;
 use crate::failpoint::{self, Point};
 use crate::ingress;
 use crate::ledger::actor::Ledger;
-use crate::ledger::store::Store;
+use crate::ledger::store::{Store, StoreError};
 use crate::scraper;
 use crate::scraper::actor::Gear;
 use crate::telemetry::Event;
 use crate::webhook;
-use policy::{Decision, History, Intensity};
+use nursery::{Cradle, Nursery};
+use plan::{End, Input, Restart, Spec, Strategy, Timer};
+use policy::{Backoff, Intensity};
 
 /// The root's children.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,14 +55,6 @@ pub enum Child {
     Scrapers,
     Batches,
     Ingress,
-}
-
-/// What a failure of a child leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnFailure {
-    Restart(Intensity),
-    /// End the process with its own exit code; systemd starts it from a clean slate.
-    Escalate,
 }
 
 impl Child {
@@ -67,18 +72,33 @@ impl Child {
         }
     }
 
-    pub const fn on_failure(self) -> OnFailure {
+    pub const fn spec(self) -> Spec {
         /// A part that fails more often does not mend by itself.
         const FEW: Intensity = Intensity {
             at_most: 5,
             within: Duration::from_secs(60),
-            backoff_min: Duration::from_millis(50),
-            backoff_max: Duration::from_secs(5),
+            backoff: Backoff { min: Duration::from_millis(50), max: Duration::from_secs(5) },
+        };
+        /// A drained child has nothing left to do but to return.
+        const STOP_WITHIN: Duration = Duration::from_secs(2);
+        /// It waits for the group in hand, and copies what is in SQLite's log (16 MiB at most) to where it belongs.
+        const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+        let alone = Spec {
+            name: self.name(),
+            restart: Restart::Permanent,
+            strategy: Strategy::OneForOne,
+            intensity: FEW,
+            stop_within: STOP_WITHIN,
         };
         match self {
             // After a failed fsync, or a panic between two statements, what is on disk is not what memory says.
-            Self::Ledger => OnFailure::Escalate,
-            Self::Sender | Self::Scrapers | Self::Batches | Self::Ingress => OnFailure::Restart(FEW),
+            Self::Ledger => Spec {
+                strategy: Strategy::RestForOne,
+                intensity: Intensity::NEVER,
+                stop_within: CLOSE_WITHIN,
+                ..alone
+            },
+            Self::Sender | Self::Scrapers | Self::Batches | Self::Ingress => alone,
         }
     }
 }
@@ -114,7 +134,8 @@ pub struct Parts {
     pub webhook_handle: webhook::WebhookHandle,
     pub pool: scraper::pool::Pool,
     pub scrapers: scraper::ScrapersHandle,
-    pub gear: Arc<Gear>,
+    /// The gear of now, also after a restart of the scrapers.
+    pub gear: watch::Receiver<Arc<Gear>>,
     pub batches: batch::Batches,
     pub batches_handle: batch::BatchesHandle,
     pub batches_arguments: batch::supervisor::Arguments,
@@ -134,6 +155,8 @@ impl fmt::Debug for Parts {
 pub struct Escalation {
     pub child: &'static str,
     pub detail: String,
+    /// With which code the process ends.
+    pub exit: Exit,
 }
 
 #[derive(Debug)]
@@ -141,13 +164,15 @@ pub enum Msg {
     /// Tell: start all children, in order. The first message.
     Start,
     /// Tell: start a failed child again. From a timer.
-    Revive(Child),
+    Revive(Timer),
     /// Tell: still there? From a timer.
     Tick,
     /// Ask: does every child run? The answer itself shows that the root handles its messages.
     Ask { reply: RpcReplyPort<bool> },
     /// Ask: drain everything; answered when the ledger is closed.
     Drain { plan: DrainPlan, reply: RpcReplyPort<()> },
+    /// Tell: all parts have finished, or their time is over; stop them. From the root's own task.
+    Drained { reply: RpcReplyPort<()> },
 }
 
 /// Sent to itself; the watchdog will rest on it.
@@ -157,7 +182,7 @@ const TICK: Duration = Duration::from_secs(1);
 pub async fn start(
     parts: Parts,
     escalations: mpsc::UnboundedSender<Escalation>,
-) -> Result<(ActorRef<Msg>, tokio::task::JoinHandle<()>), SpawnErr> {
+) -> Result<(ActorRef<Msg>, JoinHandle<()>), SpawnErr> {
     let (root, join) = Actor::spawn(Some("root".into()), Root, (parts, escalations)).await?;
     root.cast(Msg::Start).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
     Ok((root, join))
@@ -168,14 +193,8 @@ struct Root;
 struct State {
     parts: Parts,
     escalations: mpsc::UnboundedSender<Escalation>,
-    children: Vec<Slot>,
-    draining: bool,
-}
-
-struct Slot {
-    child: Child,
-    actor: Option<ActorCell>,
-    history: History,
+    nursery: Nursery,
+    drain: JoinHandle<()>,
 }
 
 impl Actor for Root {
@@ -189,29 +208,32 @@ impl Actor for Root {
         (parts, escalations): Self::Arguments,
     ) -> Result<State, ActorProcessingErr> {
         me.send_after(TICK, || Msg::Tick);
-        let slot = |child| Slot { child, actor: None, history: History::default() };
-        let children = Child::START_ORDER.map(slot).into();
-        Ok(State { parts, escalations, children, draining: false })
+        let nursery = Nursery::new(Child::START_ORDER.map(Child::spec));
+        Ok(State { parts, escalations, nursery, drain: tokio::spawn(async {}) })
     }
 
     async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
         match msg {
-            Msg::Start => {
-                for child in Child::START_ORDER {
-                    state.start_child(child, &me).await;
-                }
-            }
-            Msg::Revive(child) => state.start_child(child, &me).await,
+            Msg::Start => state.apply(Input::Start, "", Exit::Escalated, &me).await,
+            Msg::Revive(timer) => state.apply(Input::Due(timer), "", Exit::Escalated, &me).await,
             Msg::Tick => {
                 failpoint::hit(Point::RootTick);
                 me.send_after(TICK, || Msg::Tick);
             }
             Msg::Ask { reply } => {
-                let all_run = state.children.iter().all(|slot| slot.actor.is_some());
-                let _ = reply.send(all_run); // Whoever asked may have stopped waiting.
+                let _ = reply.send(state.nursery.all_run()); // Whoever asked may have stopped waiting.
             }
             Msg::Drain { plan, reply } => {
-                state.drain(plan).await;
+                state.apply(Input::Drain, "", Exit::Escalated, &me).await;
+                state.parts.listener = None; // Who connects from now on is refused, or waits in the kernel for the next process.
+                let (drain, root) = (drain(&state.parts, plan), me.clone());
+                state.drain = tokio::spawn(async move {
+                    drain.await;
+                    let _ = root.cast(Msg::Drained { reply }); // A root that is gone has ended the process.
+                });
+            }
+            Msg::Drained { reply } => {
+                state.apply(Input::Stop, "", Exit::Escalated, &me).await;
                 let _ = reply.send(()); // A second signal may have ended the wait.
             }
         }
@@ -224,121 +246,85 @@ impl Actor for Root {
         event: SupervisionEvent,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        let (cell, detail) = match event {
-            SupervisionEvent::ActorFailed(cell, error) => (cell, error.to_string()),
+        let (cell, end, detail, exit) = match event {
+            SupervisionEvent::ActorFailed(cell, error) => {
+                (cell, End::Failed, error.to_string(), exit_after(&*error))
+            }
             SupervisionEvent::ActorTerminated(cell, _, reason) => {
-                (cell, reason.unwrap_or_else(|| "it stopped unasked".into()))
+                let detail = reason.unwrap_or_else(|| "it stopped unasked".into());
+                (cell, End::Normal, detail, Exit::Escalated)
             }
             SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => return Ok(()),
         };
-        let is_it = |slot: &&Slot| slot.actor.as_ref().is_some_and(|actor| actor.get_id() == cell.get_id());
-        if let Some(child) = state.children.iter().find(is_it).map(|slot| slot.child) {
-            state.child_failed(child, detail, &me);
+        if let Some(child) = state.nursery.child_of(&cell) {
+            state.apply(Input::Ended(child, end), &detail, exit, &me).await;
         }
         Ok(())
     }
 }
 
+/// With which code the process ends if this failure of a child is not survived. A damaged ledger does not mend by a
+/// restart: a person has to restore it.
+fn exit_after(error: &(dyn Error + 'static)) -> Exit {
+    match error.downcast_ref::<StoreError>() {
+        Some(StoreError::Corrupt(_)) => Exit::LedgerDamaged,
+        Some(StoreError::Medium(_) | StoreError::Full { .. } | StoreError::Other(_)) | None => {
+            Exit::Escalated
+        }
+    }
+}
+
 impl State {
-    fn slot(&mut self, child: Child) -> &mut Slot {
-        let at = self.children.iter().position(|slot| slot.child == child);
-        &mut self.children[at.expect("every child has a slot")]
-    }
-
-    /// A start that fails counts like a run that failed.
-    async fn start_child(&mut self, child: Child, me: &ActorRef<Msg>) {
-        if self.draining || self.slot(child).actor.is_some() {
-            return;
-        }
-        match self.spawn(child, me.get_cell()).await {
-            Ok(cell) => self.slot(child).actor = Some(cell),
-            Err(error) => self.child_failed(child, error.to_string(), me),
+    async fn apply(&mut self, input: Input, detail: &str, exit: Exit, me: &ActorRef<Msg>) {
+        let given_up = self.nursery.apply(input, detail, &mut self.parts, me, Msg::Revive).await;
+        if let Some(nursery::GivenUp { child, detail }) = given_up {
+            let child = Child::START_ORDER[child].name();
+            // Nobody listens only when the process is ending already.
+            let _ = self.escalations.send(Escalation { child, detail, exit });
         }
     }
+}
 
-    async fn spawn(&mut self, child: Child, root: ActorCell) -> Result<ActorCell, SpawnErr> {
-        let parts = &mut self.parts;
-        match child {
+impl Drop for State {
+    fn drop(&mut self) {
+        self.drain.abort();
+    }
+}
+
+impl Cradle for Parts {
+    async fn spawn(&mut self, child: usize, root: ActorCell) -> Result<ActorCell, SpawnErr> {
+        match Child::START_ORDER[child] {
             Child::Ledger => {
                 let gone = || SpawnErr::StartupFailed("the store is gone with the last ledger".into());
-                parts
-                    .ledger
-                    .start(
-                        parts
-                            .store
-                            .get_mut()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .take()
-                            .ok_or_else(gone)?,
-                        root,
-                    )
-                    .await
+                let store = self.store.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+                self.ledger.start(store.ok_or_else(gone)?, root).await
             }
-            Child::Sender => parts.webhook.start(root).await,
-            Child::Scrapers => parts.pool.start(Arc::clone(&parts.gear), root).await,
-            Child::Batches => parts.batches.start(parts.batches_arguments.clone(), root).await,
+            Child::Sender => self.webhook.start(root).await,
+            Child::Scrapers => self.pool.start(self.gear.clone(), root).await,
+            Child::Batches => self.batches.start(self.batches_arguments.clone(), root).await,
             Child::Ingress => {
                 let closed = || SpawnErr::StartupFailed("the listener is closed".into());
-                parts.ingress.start(parts.listener.clone().ok_or_else(closed)?, root).await
+                self.ingress.start(self.listener.clone().ok_or_else(closed)?, root).await
             }
         }
     }
+}
 
-    fn child_failed(&mut self, child: Child, detail: String, me: &ActorRef<Msg>) {
-        if self.draining {
-            return;
-        }
-        let slot = self.slot(child);
-        slot.actor = None;
-        let decision = match child.on_failure() {
-            OnFailure::Escalate => Decision::Escalate,
-            OnFailure::Restart(intensity) => slot.history.on_failure(intensity, Instant::now()),
-        };
-        let failures = slot.history.failures().max(1);
-        match decision {
-            Decision::Restart { after } => {
-                Event::ActorRestarted { actor: child.name(), failures, detail: &detail }.emit();
-                me.send_after(after, move || Msg::Revive(child));
-            }
-            Decision::Escalate => {
-                Event::ActorEscalated { actor: child.name(), failures, detail: &detail }.emit();
-                // Nobody listens only when the process is ending already.
-                let _ = self.escalations.send(Escalation { child: child.name(), detail });
-            }
-        }
-    }
-
-    /// In reverse order of start; visits and coordinators end together, since each waits for the other.
-    async fn drain(&mut self, plan: DrainPlan) {
-        self.draining = true;
-        self.parts.listener = None; // Who connects from now on is refused, or waits in the kernel for the next process.
-        let parts = &self.parts;
-        let ingress = parts.ingress.drain(plan.ingress);
+/// In reverse order of start; visits and coordinators end together, since each waits for the other.
+fn drain(parts: &Parts, plan: DrainPlan) -> impl Future<Output = ()> + Send + use<> {
+    let (ingress, scrapers) = (parts.ingress.clone(), parts.scrapers.clone());
+    let (batches, webhooks) = (parts.batches_handle.clone(), parts.webhook_handle.clone());
+    async move {
         let visits = async {
-            let scrapers = parts.scrapers.drain(plan.visits);
-            let coordinators = tokio::time::timeout_at(plan.batches, parts.batches_handle.drain());
-            let (_, coordinators) =
-                tokio::join!(tokio::time::timeout_at(plan.batches, scrapers), coordinators);
+            let scrapers = tokio::time::timeout_at(plan.batches, scrapers.drain(plan.visits));
+            let coordinators = tokio::time::timeout_at(plan.batches, batches.drain());
+            let (_, coordinators) = tokio::join!(scrapers, coordinators);
             if coordinators.is_err() {
                 Event::ActorKilled { actor: Child::Batches.name() }.emit();
             }
         };
-        tokio::join!(ingress, visits);
-        parts.webhook_handle.drain(plan.webhooks).await;
-        for child in Child::START_ORDER.into_iter().rev() {
-            self.stop(child).await;
-        }
-    }
-
-    async fn stop(&mut self, child: Child) {
-        /// A drained child has nothing left to do but to return.
-        const STOP_WITHIN: Duration = Duration::from_secs(2);
-        let Some(actor) = self.slot(child).actor.take() else { return };
-        actor.stop(None);
-        if actor.wait(Some(STOP_WITHIN)).await.is_err() {
-            Event::ActorKilled { actor: child.name() }.emit();
-            actor.kill();
-        }
+        tokio::join!(ingress.drain(plan.ingress), visits);
+        webhooks.drain(plan.webhooks).await;
     }
 }
 
@@ -349,9 +335,18 @@ mod tests {
     #[test]
     fn a_failure_of_the_ledger_always_escalates_and_no_other_does_at_once() {
         for child in Child::START_ORDER {
-            let escalates = child.on_failure() == OnFailure::Escalate;
+            let escalates = child.spec().intensity == Intensity::NEVER;
             assert_eq!(escalates, child == Child::Ledger, "{}", child.name());
         }
+    }
+
+    #[test]
+    fn a_damaged_ledger_ends_the_process_for_good_and_a_failed_disk_for_a_restart() {
+        let exit = |error: StoreError| exit_after(&*ActorProcessingErr::from(error));
+        assert_eq!(exit(StoreError::Corrupt("a page".into())), Exit::LedgerDamaged);
+        assert_eq!(exit(StoreError::Medium("EIO".into())), Exit::Escalated);
+        assert_eq!(exit(StoreError::Other("a mistake".into())), Exit::Escalated);
+        assert_eq!(exit_after(&*ActorProcessingErr::from("a panic")), Exit::Escalated);
     }
 
     #[test]

@@ -39,16 +39,14 @@ pub struct Signs {
 pub struct Patience {
     /// For root and writer.
     pub answer: Duration,
-    /// For a visit past its deadline.
-    pub visit: Duration,
     /// For a drain past its time.
     pub drain: Duration,
 }
 
 impl Patience {
     /// Half of what the manager grants: a slow moment is no hang, and a hang is seen before the manager acts.
-    pub fn within(interval: Duration, visit: Duration) -> Self {
-        Self { answer: interval / 2, visit, drain: DRAIN_GRACE }
+    pub fn within(interval: Duration) -> Self {
+        Self { answer: interval / 2, drain: DRAIN_GRACE }
     }
 }
 
@@ -102,7 +100,7 @@ pub fn fed(now: Instant, signs: &Signs, patience: Patience) -> Result<(), Stuck>
         return Err(Stuck::Writer { silent });
     }
     match &signs.visit {
-        Some(due) if patience.visit < past(due.at) => {
+        Some(due) if due.grace < past(due.at) => {
             Err(Stuck::Visit { site: due.site.clone(), late: past(due.at) })
         }
         Some(_) | None => Ok(()),
@@ -156,11 +154,11 @@ impl Parts {
 
 /// Feeds the watchdog for ever, as long as everything moves. Begins with READY: before it the manager's watchdog sleeps,
 /// and a long start is what [`crate::systemd::opening`] is for.
-pub async fn keep_feeding(notifier: Notifier, interval: Duration, parts: Parts, visit: Duration) {
+pub async fn keep_feeding(notifier: Notifier, interval: Duration, parts: Parts) {
     // A third, so that one late beat costs nothing.
     let mut beats = tokio::time::interval(interval / 3);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let patience = Patience::within(interval, visit);
+    let patience = Patience::within(interval);
     let mut stuck_part = None;
     let now = Instant::now();
     let (mut root, mut writer) = (parts.ask_root(now), parts.ask_writer(now));
@@ -235,7 +233,7 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
-    const PATIENCE: Patience = Patience { answer: SECOND, visit: SECOND, drain: SECOND };
+    const PATIENCE: Patience = Patience { answer: SECOND, drain: SECOND };
 
     /// Signs of a second ago, and now a moment later than that.
     fn late() -> (Instant, Instant) {
@@ -246,7 +244,7 @@ mod tests {
     #[test]
     fn each_part_that_is_late_withholds_the_food_and_one_that_is_not_does_not() {
         let (then, now) = late();
-        let due = || Due { site: "shop".into(), at: then };
+        let due = || Due { site: "shop".into(), at: then, grace: SECOND };
         let stuck = [
             (Signs { root: Some(then), ..Signs::default() }, "root"),
             (Signs { writer: Some(then), ..Signs::default() }, "ledger"),
@@ -263,7 +261,7 @@ mod tests {
     #[test]
     fn in_a_drain_only_its_end_counts() {
         let (then, now) = late();
-        let due = Due { site: "shop".into(), at: then };
+        let due = Due { site: "shop".into(), at: then, grace: SECOND };
         let signs =
             Signs { root: Some(then), writer: Some(then), visit: Some(due), drain: Some(now + SECOND) };
         assert_eq!(fed(now, &signs, PATIENCE), Ok(()));

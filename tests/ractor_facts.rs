@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
 use ractor::rpc::CallResult;
-use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+use ractor::{Actor, ActorProcessingErr, ActorRef, ActorStatus, RpcReplyPort, SupervisionEvent};
 use tokio::sync::{Notify, mpsc};
 
 #[derive(Clone, Debug, Default)]
@@ -22,6 +22,8 @@ enum Msg {
     /// Takes a second of paused time.
     Slow,
     Fail,
+    /// With this error, of a type of ours.
+    FailAs(std::num::ParseIntError),
     Panic,
     PanicWithACall(#[allow(dead_code, reason = "held, never answered")] RpcReplyPort<()>),
 }
@@ -50,6 +52,7 @@ impl Actor for Probe {
                 Ok(())
             }
             Msg::Fail => Err("failed".into()),
+            Msg::FailAs(error) => Err(error.into()),
             Msg::Panic | Msg::PanicWithACall(_) => panic!("asked to"),
         }
     }
@@ -83,6 +86,9 @@ impl Actor for Watch {
         heard: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         let text = match event {
+            SupervisionEvent::ActorFailed(_, error) if error.is::<std::num::ParseIntError>() => {
+                "failed, with the error itself".to_owned()
+            }
             SupervisionEvent::ActorFailed(..) => {
                 let again =
                     Actor::spawn_linked(Some("named".into()), Probe, Seen::default(), me.get_cell()).await;
@@ -179,4 +185,85 @@ async fn the_name_of_a_failed_child_is_free_inside_the_event_of_its_failure() {
         Actor::spawn_linked(Some("named".into()), Probe, Seen::default(), parent.get_cell()).await.unwrap().0;
     child.cast(Msg::Panic).unwrap();
     assert_eq!(hears.recv().await.as_deref(), Some("failed, name free: true"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_supervisor_gets_the_very_error_that_its_child_returned() {
+    let (heard, mut hears) = mpsc::unbounded_channel();
+    let (parent, _join) = Actor::spawn(None, Watch, heard).await.unwrap();
+    let child = Actor::spawn_linked(None, Probe, Seen::default(), parent.get_cell()).await.unwrap().0;
+    child.cast(Msg::FailAs("x".parse::<u8>().unwrap_err())).unwrap();
+    assert_eq!(hears.recv().await.as_deref(), Some("failed, with the error itself"));
+}
+
+/// Does not start.
+struct Unborn;
+
+impl Actor for Unborn {
+    type Msg = ();
+    type State = ();
+    type Arguments = bool;
+
+    async fn pre_start(&self, _: ActorRef<()>, panics: bool) -> Result<(), ActorProcessingErr> {
+        assert!(!panics, "asked to");
+        Err("it does not start".into())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_start_that_fails_only_the_spawner_hears() {
+    let (heard, mut hears) = mpsc::unbounded_channel();
+    let (parent, _join) = Actor::spawn(None, Watch, heard).await.unwrap();
+    for panics in [false, true] {
+        let spawned = Actor::spawn_linked(None, Unborn, panics, parent.get_cell()).await;
+        assert!(spawned.is_err());
+    }
+    let child = Actor::spawn_linked(None, Probe, Seen::default(), parent.get_cell()).await.unwrap().0;
+    child.stop(None);
+    assert_eq!(hears.recv().await.as_deref(), Some("terminated"), "of the third, and nothing before it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_is_taken_fails_the_start() {
+    let name = || Some("taken".to_owned());
+    let (_first, _join) = Actor::spawn(name(), Probe, Seen::default()).await.unwrap();
+    assert!(Actor::spawn(name(), Probe, Seen::default()).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_does_not_interrupt_a_handler_a_kill_does_and_a_wait_sees_the_end() {
+    let (actor, _join, seen) = busy_probe().await;
+    actor.stop(None);
+    let half = Duration::from_millis(500);
+    assert!(actor.get_cell().wait(Some(half)).await.is_err(), "it is in the middle of a second");
+    assert_eq!(actor.get_status(), ActorStatus::Running);
+    actor.kill();
+    let before = tokio::time::Instant::now();
+    actor.get_cell().wait(Some(half)).await.unwrap();
+    assert!(before.elapsed() < half);
+    assert_eq!(actor.get_status(), ActorStatus::Stopped);
+    assert_eq!(counts(&seen), (0, 0));
+    assert!(actor.get_cell().wait(Some(half)).await.is_ok(), "again and again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mailbox_has_no_bound() {
+    let (actor, _join, seen) = busy_probe().await;
+    for _ in 0..100_000 {
+        actor.cast(Msg::Work).unwrap();
+    }
+    actor.drain().unwrap();
+    actor.get_cell().wait(None).await.unwrap();
+    assert_eq!(counts(&seen), (100_105, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timer_of_an_actor_does_not_reach_its_successor() {
+    let (actor, join, _) = probe().await;
+    let timer = actor.send_after(Duration::from_secs(1), || Msg::Work);
+    actor.stop(None);
+    join.await.unwrap();
+    let (_successor, _join, seen) = probe().await;
+    assert!(timer.await.unwrap().is_err(), "it finds nobody");
+    assert_eq!(counts(&seen), (0, 0));
 }

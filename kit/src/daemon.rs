@@ -342,6 +342,26 @@ impl Daemon {
         self.signal(Signal::HUP)
     }
 
+    /// Changes the configuration to this text, sends SIGHUP, and waits for what the daemon says of it: the event
+    /// `reloaded`, `reload_refused` or `reload_ignored`. A right one becomes that of the next start as well.
+    pub async fn reload(&mut self, config: impl Into<String>) -> Result<Value> {
+        let before = self.log.len();
+        let old = std::mem::replace(&mut self.setup.config, config.into());
+        self.write_config()?;
+        self.hang_up()?;
+        let find = |log: &[LogLine]| {
+            let said = |line: &&LogLine| line.event().is_some_and(|event| event.starts_with("reload"));
+            // What needs a restart is said first.
+            let last = |line: &&LogLine| line.event() != Some("reload_needs_restart");
+            log[before..].iter().filter(said).find(last).map(|line| line.json.clone())
+        };
+        let event = self.log.wait_for(find, EVENT_MAX).await.because("see what became of a reload")?;
+        if event["event"] == "reload_refused" {
+            self.setup.config = old;
+        }
+        Ok(event)
+    }
+
     /// Sends any signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         rustix::process::kill_process(self.pid_raw()?, signal)

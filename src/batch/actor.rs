@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::Settings;
 use super::machine::{Effect, Input, Plan, Product, SlotId, Step, VisitEnd};
 use crate::failpoint::{self, Point};
 use crate::ledger::store::{Claim, Claimed, Ended, OpenBatch, SUSPECTED_AT, StoreError};
@@ -37,8 +39,10 @@ const ENDS_MAX: usize = 64;
 pub(super) struct Arguments {
     pub batch: OpenBatch,
     pub claim: Claim,
+    /// By the settings of now, like the window.
     pub plan: Arc<Plan>,
     pub window: usize,
+    pub settings: watch::Receiver<Arc<Settings>>,
     pub ledger: LedgerHandle,
     pub scrapers: ScrapersHandle,
 }
@@ -112,6 +116,7 @@ impl Actor for Coordinator {
     }
 
     async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+        state.follow();
         match msg {
             Msg::Start => {
                 failpoint::hit(Point::CoordinatorStart);
@@ -162,6 +167,15 @@ impl Actor for Coordinator {
 impl State {
     fn key(&self, index: u32) -> ProductKey {
         ProductKey { batch: self.arguments.batch.no, index }
+    }
+
+    /// What starts from now on goes by the configuration of now (rule 13).
+    fn follow(&mut self) {
+        let Arguments { batch, plan, window, settings, .. } = &mut self.arguments;
+        if settings.has_changed().unwrap_or(false) {
+            let now = settings.borrow_and_update();
+            (*plan, *window) = (Arc::new(now.plan(&batch.sites)), now.window);
+        }
     }
 
     fn release_older_then_claim(&mut self, me: &ActorRef<Msg>) {

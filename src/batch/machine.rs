@@ -48,6 +48,8 @@ pub enum VisitEnd {
     Sold,
     /// The catalogue does not sell it.
     NotSold,
+    /// There is no catalogue any more: the product goes on as if none had been asked.
+    NoCatalogue,
     /// The attempt is charged.
     Failed { reason: Reason, again: Again },
     /// Nothing is charged: Tor was away, the daemon drains.
@@ -57,6 +59,17 @@ pub enum VisitEnd {
     Lost { dialled: bool },
     /// The claim was lost: somebody else has, or had, the product.
     Void,
+}
+
+impl VisitEnd {
+    /// The shop is not in use any more (rule 13): no attempt makes sense.
+    pub fn removed() -> Self {
+        Self::Failed { reason: removed(), again: Again::Never }
+    }
+}
+
+fn removed() -> Reason {
+    Reason::new("removed", "the shop is no longer in the configuration, or switched off")
 }
 
 /// Whether another attempt makes sense.
@@ -206,7 +219,7 @@ impl Product {
                 self.mismatch.get_or_insert(detail);
                 self.shop_done(shop, None, plan)
             }
-            VisitEnd::Sold => self.begin_round(Step::Primary, plan),
+            VisitEnd::Sold | VisitEnd::NoCatalogue => self.begin_round(Step::Primary, plan),
             VisitEnd::NotSold => {
                 let reason = Reason::new("not_in_catalogue", "the catalogue does not sell this barcode");
                 self.end(Outcome::without_visit(Status::NotInCatalogue, Some(reason)))
@@ -310,8 +323,7 @@ impl Product {
             if *in_use {
                 effects.push(self.ask(shop));
             } else {
-                let detail = "the shop is no longer in the configuration, or switched off";
-                self.note_error(shop, Reason::new("removed", detail), plan);
+                self.note_error(shop, removed(), plan);
             }
         }
         if effects.is_empty() { self.round_over(plan) } else { effects }
@@ -465,6 +477,16 @@ mod tests {
         }
         let (_, effects, _) = after(&[found()], Some(replacement()));
         assert!(!outcome(effects).used_replacement);
+    }
+
+    #[test]
+    fn a_product_goes_on_when_the_catalogue_was_taken_out_of_the_configuration() {
+        let asked = Plan { catalogue: true, ..plan(&["a"]) };
+        let (mut product, effects) = Product::claimed(primary(), None, &asked);
+        let question = slots(&effects)[0];
+        let effects = product.apply(Input::Ended(question, VisitEnd::NoCatalogue), &plan(&["a"]));
+        let outcome = outcome(product.apply(Input::Ended(slots(&effects)[0], found()), &plan(&["a"])));
+        assert_eq!(outcome.status, Status::Found);
     }
 
     #[test]

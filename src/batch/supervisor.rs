@@ -14,16 +14,16 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort, Spawn
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::Settings;
 use super::actor::{self, Coordinator};
-use super::machine::Plan;
 use crate::failpoint::{self, Point};
 use crate::ledger::LedgerHandle;
 use crate::ledger::store::{Claim, OpenBatch, StoreError};
+use crate::model::BatchNo;
 use crate::model::batch::Outcome;
-use crate::model::{BatchNo, SiteName};
 use crate::scraper::ScrapersHandle;
 use crate::supervisor::address::{self, Address, Publisher};
-use crate::supervisor::policy::{Decision, History, Intensity};
+use crate::supervisor::policy::{Backoff, Decision, History, Intensity, Roll};
 use crate::telemetry::Event;
 use crate::wall;
 
@@ -31,8 +31,7 @@ use crate::wall;
 const COORDINATOR_RESTARTS: Intensity = Intensity {
     at_most: 5,
     within: Duration::from_secs(60),
-    backoff_min: Duration::from_millis(50),
-    backoff_max: Duration::from_secs(5),
+    backoff: Backoff { min: Duration::from_millis(50), max: Duration::from_secs(5) },
 };
 /// Coordinators at once. A batch beyond it waits for one to end; each costs some 10 KB and a window.
 const COORDINATORS_MAX: usize = 1_000;
@@ -49,14 +48,7 @@ pub struct Arguments {
     pub epoch: i64,
     pub ledger: LedgerHandle,
     pub scrapers: ScrapersHandle,
-    /// The shops in use, by their names.
-    pub shops: Vec<SiteName>,
-    pub catalogue: bool,
-    pub attempts_max: u32,
-    pub catalogue_attempts_max: u32,
-    pub retry_min: Duration,
-    pub retry_max: Duration,
-    pub window: usize,
+    pub settings: watch::Receiver<Arc<Settings>>,
     /// Changes with each accepted batch.
     pub accepted: watch::Receiver<u64>,
 }
@@ -91,23 +83,15 @@ pub fn handle() -> (BatchesHandle, Batches) {
 
 impl Batches {
     pub async fn start(&self, arguments: Arguments, root: ActorCell) -> Result<ActorCell, SpawnErr> {
-        self.publisher.withdraw();
-        let (actor, _) = Actor::spawn_linked(Some("batches".into()), Supervisor, arguments, root).await?;
-        let cell = actor.get_cell();
-        actor.cast(Msg::Look).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
-        self.publisher.publish(actor);
-        Ok(cell)
-    }
-
-    pub fn withdraw(&self) {
-        self.publisher.withdraw();
+        self.publisher.start(Some("batches"), Supervisor, arguments, Some(Msg::Look), root).await
     }
 }
 
 enum Msg {
-    /// Tell: look for batches that are younger than those known. When one was accepted.
-    LookForNew,
-    /// Tell: look for all open batches. The first message, and from a timer.
+    /// Tell: look for batches that are younger than those known. When some were accepted; the port keeps it to one such
+    /// message at a time.
+    LookForNew { told: RpcReplyPort<()> },
+    /// Tell: look for all open batches. The first message, and from a timer that it sets.
     Look,
     /// Tell: open batches, oldest first. From a task of the supervisor's own.
     Opened(Result<Vec<OpenBatch>, StoreError>),
@@ -122,7 +106,7 @@ enum Msg {
 impl fmt::Debug for Msg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::LookForNew => "LookForNew",
+            Self::LookForNew { .. } => "LookForNew",
             Self::Look => "Look",
             Self::Opened(_) => "Opened",
             Self::Revive(_) => "Revive",
@@ -168,11 +152,8 @@ impl Actor for Supervisor {
     type Arguments = Arguments;
 
     async fn pre_start(&self, me: ActorRef<Msg>, arguments: Arguments) -> Result<State, ActorProcessingErr> {
-        let (mut accepted, batches) = (arguments.accepted.clone(), me.clone());
-        let watcher = tokio::spawn(async move {
-            while accepted.changed().await.is_ok() && batches.cast(Msg::LookForNew).is_ok() {}
-        });
-        me.send_interval(TICK, || Msg::Look);
+        let accepted = arguments.accepted.clone();
+        let watcher = tokio::spawn(address::tell_changes(accepted, me, |told| Msg::LookForNew { told }));
         let running = HashMap::new();
         Ok(State {
             arguments,
@@ -187,8 +168,12 @@ impl Actor for Supervisor {
 
     async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
         match msg {
-            Msg::LookForNew => state.look(state.youngest, &me),
+            Msg::LookForNew { told } => {
+                let _ = told.send(()); // Its asker ends with this incarnation.
+                state.look(state.youngest, &me);
+            }
             Msg::Look => {
+                me.send_after(TICK, || Msg::Look);
                 failpoint::hit(Point::BatchesTick);
                 state.look(BatchNo(0), &me);
             }
@@ -197,13 +182,13 @@ impl Actor for Supervisor {
                 state.looking = false;
                 // A read that failed is repeated at the next look.
                 for batch in opened.unwrap_or_default() {
-                    state.open(batch, &me).await?;
+                    state.open(batch, &me).await;
                 }
                 if std::mem::take(&mut state.look_again) {
                     state.look(state.youngest, &me);
                 }
             }
-            Msg::Revive(batch) => state.start_coordinator(batch, &me).await?,
+            Msg::Revive(batch) => state.start_coordinator(batch, &me).await,
             Msg::SetAside(batch) => {
                 if let Some(child) = state.running.remove(&batch) {
                     Event::BatchEnded { batch_id: child.batch.batch_id.as_str() }.emit();
@@ -223,7 +208,9 @@ impl Actor for Supervisor {
     ) -> Result<(), ActorProcessingErr> {
         match event {
             SupervisionEvent::ActorFailed(cell, error) => {
-                state.coordinator_failed(&cell, &error.to_string(), &me)
+                if let Some(no) = state.batch_of(&cell) {
+                    state.coordinator_failed(no, &error.to_string(), &me);
+                }
             }
             SupervisionEvent::ActorTerminated(cell, _, _) => {
                 state.running.retain(|_, child| !child.is(&cell));
@@ -252,51 +239,50 @@ impl State {
         });
     }
 
-    async fn open(&mut self, batch: OpenBatch, me: &ActorRef<Msg>) -> Result<(), ActorProcessingErr> {
+    async fn open(&mut self, batch: OpenBatch, me: &ActorRef<Msg>) {
         if self.draining || self.running.contains_key(&batch.no) || self.running.len() >= COORDINATORS_MAX {
-            return Ok(());
+            return;
         }
         let no = batch.no;
         self.youngest = self.youngest.max(no);
         self.running.insert(no, Child { batch, actor: None, history: History::default(), set_aside: false });
-        self.start_coordinator(no, me).await
+        self.start_coordinator(no, me).await;
     }
 
-    async fn start_coordinator(&mut self, no: BatchNo, me: &ActorRef<Msg>) -> Result<(), ActorProcessingErr> {
+    async fn start_coordinator(&mut self, no: BatchNo, me: &ActorRef<Msg>) {
         let arguments = &self.arguments;
-        let Some(child) = self.running.get_mut(&no) else { return Ok(()) };
-        if child.actor.is_some() || self.draining {
-            return Ok(());
+        let Some(child) = self.running.get_mut(&no) else { return };
+        if child.actor.is_some() || child.set_aside || self.draining {
+            return;
         }
-        let in_use = |site: &SiteName| arguments.shops.contains(site);
-        let plan = Plan {
-            shops: child.batch.sites.iter().map(|site| (site.clone(), in_use(site))).collect(),
-            catalogue: arguments.catalogue,
-            attempts_max: arguments.attempts_max,
-            catalogue_attempts_max: arguments.catalogue_attempts_max,
-            retry_min: arguments.retry_min,
-            retry_max: arguments.retry_max,
-        };
+        let mut settings = arguments.settings.clone();
+        let now = Arc::clone(&settings.borrow_and_update());
         let incarnation = INCARNATIONS.fetch_add(1, Ordering::Relaxed) + 1;
         let coordinator = actor::Arguments {
             batch: child.batch.clone(),
             claim: Claim { epoch: arguments.epoch, incarnation },
-            plan: Arc::new(plan),
-            window: arguments.window,
+            plan: Arc::new(now.plan(&child.batch.sites)),
+            window: now.window,
+            settings,
             ledger: arguments.ledger.clone(),
             scrapers: arguments.scrapers.clone(),
         };
-        let (actor, _) = Actor::spawn_linked(None, Coordinator, coordinator, me.get_cell()).await?;
-        actor.cast(actor::Msg::Start)?;
-        child.actor = Some(actor);
-        Ok(())
+        match Actor::spawn_linked(None, Coordinator, coordinator, me.get_cell()).await {
+            Ok((actor, _)) => {
+                // If it is gone already, the news of it is on its way.
+                let _ = actor.cast(actor::Msg::Start);
+                child.actor = Some(actor);
+            }
+            // A start that fails counts like a run that failed.
+            Err(error) => self.coordinator_failed(no, &error.to_string(), me),
+        }
     }
 
-    fn coordinator_failed(&mut self, cell: &ActorCell, detail: &str, me: &ActorRef<Msg>) {
-        let Some((no, child)) = self.running.iter_mut().find(|(_, child)| child.is(cell)) else { return };
-        let no = *no;
+    fn coordinator_failed(&mut self, no: BatchNo, detail: &str, me: &ActorRef<Msg>) {
+        let Some(child) = self.running.get_mut(&no) else { return };
         child.actor = None;
-        let decision = child.history.on_failure(COORDINATOR_RESTARTS, tokio::time::Instant::now());
+        let now = tokio::time::Instant::now();
+        let decision = child.history.on_failure(COORDINATOR_RESTARTS, now, Roll::by_chance());
         let batch_id = child.batch.batch_id.clone();
         match decision {
             Decision::Restart { after } => {
@@ -319,6 +305,10 @@ impl State {
                 });
             }
         }
+    }
+
+    fn batch_of(&self, cell: &ActorCell) -> Option<BatchNo> {
+        self.running.iter().find(|(_, child)| child.is(cell)).map(|(no, _)| *no)
     }
 
     fn drain(&mut self, reply: RpcReplyPort<()>) {

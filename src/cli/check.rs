@@ -1,4 +1,5 @@
-//! `glaneur check`: every mistake of the configuration at once.
+//! `glaneur check`: every mistake of the configuration at once, and of the secrets that it names, as a start or a reload
+//! would find them.
 
 use std::io::Write;
 use std::path::Path;
@@ -8,7 +9,7 @@ use crate::exit::Exit;
 use crate::model::page::Via;
 
 pub fn run(config: Option<&Path>) -> Exit {
-    let found = match find::config(config) {
+    let found = match find::load(config) {
         Ok(found) => found,
         Err(exit) => return exit,
     };

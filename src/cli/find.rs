@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::complain;
+use super::secrets::{CREDENTIALS, Secrets};
 use crate::config::{self, Config};
 use crate::exit::Exit;
 
@@ -13,25 +14,72 @@ pub struct Found {
     pub config: Config,
 }
 
-/// Looks at `--config`, `$GLANEUR_CONFIG`, `./config.toml`, `/etc/glaneur/config.toml`, in this order; complains of every
-/// mistake at once.
+/// A configuration that is right in every part, with what the files that it names hold.
+#[derive(Debug)]
+pub struct Loaded {
+    pub path: PathBuf,
+    pub config: Config,
+    pub secrets: Secrets,
+}
+
+/// Why a configuration is not taken: every mistake, most of them as `file:line:column: …`.
+#[derive(Debug)]
+pub struct Refusal {
+    pub problems: Vec<String>,
+    pub exit: Exit,
+}
+
+/// The configuration alone, for commands that need no secret and may not be allowed to read one.
 pub fn config(argument: Option<&Path>) -> Result<Found, Exit> {
     let path = path(argument)?;
-    let text = std::fs::read_to_string(&path).map_err(|error| {
-        complain(format_args!("{}: {error}", path.display()));
-        Exit::Config
-    })?;
-    match config::parse(&path.display().to_string(), &text) {
-        Ok(config) => Ok(Found { path, config }),
-        Err(problems) => {
-            for problem in &problems {
-                complain(problem);
-            }
-            let s = if problems.len() == 1 { "" } else { "s" };
-            complain(format_args!("{} mistake{s} in {}", problems.len(), path.display()));
-            Err(Exit::Config)
+    match read(&path) {
+        Ok((_, config)) => Ok(Found { path, config }),
+        Err(refusal) => Err(complain_of(&path, &refusal)),
+    }
+}
+
+/// What the daemon would take, found where `argument` or the usual places say.
+pub fn load(argument: Option<&Path>) -> Result<Loaded, Exit> {
+    let path = path(argument)?;
+    load_at(&path).map_err(|refusal| complain_of(&path, &refusal))
+}
+
+/// What the daemon would take: the very same check for `check`, the start and a reload.
+pub fn load_at(path: &Path) -> Result<Loaded, Refusal> {
+    let (text, config) = read(path)?;
+    let credentials = std::env::var_os(CREDENTIALS).map(PathBuf::from);
+    let place = (&*path.to_string_lossy(), text.as_str());
+    match Secrets::read(&config, place, credentials.as_deref()) {
+        Ok(secrets) => Ok(Loaded { path: path.to_owned(), config, secrets }),
+        Err(troubles) => {
+            let unreadable = troubles.iter().all(|trouble| trouble.exit == Exit::File);
+            let problems = troubles.iter().map(|trouble| trouble.problem.to_string()).collect();
+            Err(Refusal { problems, exit: if unreadable { Exit::File } else { Exit::Config } })
         }
     }
+}
+
+fn read(path: &Path) -> Result<(String, Config), Refusal> {
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Refusal { problems: vec![format!("{name}: {error}")], exit: Exit::Config })?;
+    match config::parse(&name, &text) {
+        Ok(config) => Ok((text, config)),
+        Err(problems) => {
+            let problems = problems.iter().map(ToString::to_string).collect();
+            Err(Refusal { problems, exit: Exit::Config })
+        }
+    }
+}
+
+fn complain_of(path: &Path, refusal: &Refusal) -> Exit {
+    for problem in &refusal.problems {
+        complain(problem);
+    }
+    if let n @ 2.. = refusal.problems.len() {
+        complain(format_args!("{n} mistakes in {}", path.display()));
+    }
+    refusal.exit
 }
 
 fn path(argument: Option<&Path>) -> Result<PathBuf, Exit> {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use ractor::rpc::CallResult;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -20,13 +21,14 @@ use crate::telemetry::{self, Event};
 mod assemble;
 mod listen;
 mod manager;
+mod reload;
 
 pub fn run(config: Option<&Path>) -> Exit {
-    let found = match find::config(config) {
-        Ok(found) => found,
+    let loaded = match find::load(config) {
+        Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
-    telemetry::init(&found.config.log);
+    let level = telemetry::init(&loaded.config.log);
     let notifier = Notifier::from_env();
     // Before there are threads: it changes the environment.
     let handed = match sockets::take_listener() {
@@ -38,7 +40,7 @@ pub fn run(config: Option<&Path>) -> Exit {
         Ok(runtime) => runtime,
         Err(error) => return complain_and(Exit::Escalated, format_args!("cannot start threads: {error}")),
     };
-    let exit = runtime.block_on(serve(found, handed, notifier)).unwrap_or_else(|exit| exit);
+    let exit = runtime.block_on(serve(loaded, level, handed, notifier)).unwrap_or_else(|exit| exit);
     // Threads that still parse or read are not waited for: what counts is on disk.
     runtime.shutdown_timeout(Duration::ZERO);
     exit
@@ -55,16 +57,16 @@ fn raise_descriptors() {
 }
 
 async fn serve(
-    found: find::Found,
+    loaded: find::Loaded,
+    level: telemetry::Level,
     handed: Option<std::net::TcpListener>,
     notifier: Notifier,
 ) -> Result<Exit, Exit> {
-    let find::Found { path, config } = found;
-    let secrets = assemble::Secrets::read(&config)?;
+    let find::Loaded { path, config, secrets } = &loaded;
     let (listener, address) = listen::listener(handed, &config.server).await?;
     let ledger_path = config.ledger.path.clone();
-    let opened = open_ledger(&notifier, &config).await?;
-    tell_start(&config, &path, address, opened.report.epoch);
+    let opened = open_ledger(&notifier, config).await?;
+    tell_start(config, path, address, opened.report.epoch);
     if opened.report.charged > 0 {
         let (products, crashed) = (opened.report.charged.into(), opened.report.crashed.into());
         Event::DeathsCharged { products, crashed }.emit();
@@ -74,16 +76,17 @@ async fn serve(
     }
     // Before the tree: a signal from now on drains.
     let mut signals = Signals::new()?;
-    let drain = config.shutdown.drain;
-    let (parts, ledger) = assemble::parts(&config, secrets, opened, listener)?;
+    let hangups = Signals::listen(SignalKind::hangup())?;
+    let (parts, ledger, inlets) = assemble::parts(config, secrets, opened, listener)?;
     let (drain_tx, draining) = watch::channel(None);
-    let manager = manager::Manager::new(notifier, &config, &ledger, &parts, draining);
+    let manager = manager::Manager::new(notifier, &ledger, &parts, draining);
     let (escalations_tx, mut escalations) = mpsc::unbounded_channel();
     let (root, mut joined) = supervisor::start(parts, escalations_tx).await.map_err(|error| {
         complain_and(Exit::Escalated, format_args!("the supervision tree did not start: {error}"))
     })?;
     say_address(address);
     manager.keep_telling(&root);
+    let reloads = reload::Reloader { running: loaded, inlets, level }.listen(hangups);
     tokio::spawn(audit::keep_counting(ledger.reader().clone()));
 
     let name = tokio::select! {
@@ -92,6 +95,7 @@ async fn serve(
         _ = &mut joined => return Ok(escalate(&ledger_path, None)),
     };
     let started = Instant::now();
+    let drain = reloads.close();
     Event::DrainStarted { signal: name, seconds: drain.as_secs() }.emit();
     manager.tell_stopping(started + drain);
     drain_tx.send_replace(Some(started + drain));
@@ -104,7 +108,10 @@ async fn serve(
         root.call(|reply| supervisor::Msg::Drain { plan, reply }, None).await
     };
     tokio::select! {
-        _ = work => {
+        drained = work => {
+            if !matches!(drained, Ok(CallResult::Success(()))) {
+                return Ok(escalate(&ledger_path, None)); // The root went down in the middle of it.
+            }
             Event::DrainEnded { duration_ms: started.elapsed().as_millis() as u64 }.emit();
             Ok(Exit::Ok)
         }
@@ -123,30 +130,23 @@ async fn serve(
 struct Signals {
     term: Signal,
     int: Signal,
-    /// Heard so that it does not end the process, which is what it does to one that does not listen.
-    hup: Signal,
 }
 
 impl Signals {
     fn new() -> Result<Self, Exit> {
-        let listen = |kind| {
-            signal(kind)
-                .map_err(|error| complain_and(Exit::Escalated, format_args!("cannot hear signals: {error}")))
-        };
-        Ok(Self {
-            term: listen(SignalKind::terminate())?,
-            int: listen(SignalKind::interrupt())?,
-            hup: listen(SignalKind::hangup())?,
-        })
+        Ok(Self { term: Self::listen(SignalKind::terminate())?, int: Self::listen(SignalKind::interrupt())? })
+    }
+
+    /// From now on it no longer ends the process by itself.
+    fn listen(kind: SignalKind) -> Result<Signal, Exit> {
+        signal(kind)
+            .map_err(|error| complain_and(Exit::Escalated, format_args!("cannot hear signals: {error}")))
     }
 
     async fn next(&mut self) -> &'static str {
-        loop {
-            tokio::select! {
-                _ = self.term.recv() => return "SIGTERM",
-                _ = self.int.recv() => return "SIGINT",
-                _ = self.hup.recv() => Event::ReloadIgnored {}.emit(),
-            }
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
         }
     }
 }
@@ -207,10 +207,15 @@ fn refuse(error: &OpenError) -> Exit {
 /// Nothing in memory is trusted any more: the next process goes on from the ledger, and charges nobody for this end.
 fn escalate(ledger: &Path, escalation: Option<Escalation>) -> Exit {
     mark_beside(ledger);
-    if escalation.is_none() {
+    let Some(escalation) = escalation else {
         Event::ActorEscalated { actor: "root", failures: 1, detail: "the root ended" }.emit();
+        return Exit::Escalated;
+    };
+    if escalation.exit == Exit::LedgerDamaged {
+        let (ledger, detail) = (ledger.display(), &escalation.detail);
+        complain(format_args!("{ledger}: {detail}. Move it away with its -wal and restore a backup"));
     }
-    Exit::Escalated
+    escalation.exit
 }
 
 fn mark_beside(ledger: &Path) {

@@ -90,6 +90,17 @@ fn problem(texts: &[(&str, &str)], at: At, message: String) -> Problem {
     Problem { file: file.to_owned(), line, column, message }
 }
 
+pub(super) fn problem_at(file_name: &str, text: &str, key: &str, message: String) -> Problem {
+    let (mut node, _) = parse_raw(text, USER);
+    for part in key.split('.') {
+        let Value::Table(table) = &node.value else { break };
+        // Where it was not written, the table that lacks it.
+        let Some(entry) = table.get(part) else { break };
+        node = entry.node.clone();
+    }
+    problem(&[(DEFAULT_NAME, DEFAULT), (file_name, text)], node.at, message)
+}
+
 fn position(text: &str, at: At) -> (usize, usize) {
     let before = text.get(..at.offset).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
@@ -348,7 +359,12 @@ fn log(section: Section<'_>) -> Log {
     let log = Log {
         format: section.choice(
             "format",
-            &[("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)],
+            &[
+                ("auto", LogFormat::Auto),
+                ("text", LogFormat::Text),
+                ("json", LogFormat::Json),
+                ("journal", LogFormat::Journal),
+            ],
         ),
         level: section.choice(
             "level",

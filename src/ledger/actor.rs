@@ -100,6 +100,7 @@ impl LedgerHandle {
 #[derive(Debug)]
 pub struct Ledger {
     publisher: Publisher<Msg>,
+    reader: LedgerReader,
     outbox: watch::Sender<u64>,
     health: watch::Sender<Health>,
     group_max: usize,
@@ -122,31 +123,26 @@ pub fn handle(reader: LedgerReader, limits: Limits) -> (LedgerHandle, Ledger) {
     let (outbox_tx, outbox) = watch::channel(0);
     let (health_tx, health) = watch::channel(Health::Writing);
     let slots = Arc::new(Semaphore::new(limits.queue_max));
-    let handle = LedgerHandle { address, slots, reply_within: limits.reply_within, reader, outbox, health };
-    (handle, Ledger { publisher, outbox: outbox_tx, health: health_tx, group_max: limits.group_max })
+    let reply_within = limits.reply_within;
+    let handle = LedgerHandle { address, slots, reply_within, reader: reader.clone(), outbox, health };
+    let (outbox, health) = (outbox_tx, health_tx);
+    (handle, Ledger { publisher, reader, outbox, health, group_max: limits.group_max })
 }
 
 impl Ledger {
     /// Starts the writer on `store`.
     pub async fn start(&self, store: Box<dyn Store>, supervisor: ActorCell) -> Result<ActorCell, SpawnErr> {
-        self.publisher.withdraw();
         let arguments = State {
             store: Some(store),
             committing: None,
             waiting: Vec::new(),
+            reader: self.reader.clone(),
             outbox: self.outbox.clone(),
             health: self.health.clone(),
         };
         let actor = LedgerActor { group_max: self.group_max };
         // Without a name: ractor's names are global, and the ledgers of two tests in one process would collide.
-        let (actor, _) = Actor::spawn_linked(None, actor, arguments, supervisor).await?;
-        let cell = actor.get_cell();
-        self.publisher.publish(actor);
-        Ok(cell)
-    }
-
-    pub fn withdraw(&self) {
-        self.publisher.withdraw();
+        self.publisher.start(None, actor, arguments, None, supervisor).await
     }
 }
 
@@ -249,10 +245,19 @@ struct LedgerActor {
 struct State {
     /// `None` while a group is being committed.
     store: Option<Box<dyn Store>>,
-    committing: Option<JoinHandle<Box<dyn Store>>>,
+    committing: Option<JoinHandle<Committed>>,
     waiting: Vec<Command>,
+    /// For what reads find out about the file.
+    reader: LedgerReader,
     outbox: watch::Sender<u64>,
     health: watch::Sender<Health>,
+}
+
+/// What the blocking task gives back.
+struct Committed {
+    store: Box<dyn Store>,
+    /// The store's chores after the commit.
+    tended: Result<(), StoreError>,
 }
 
 impl Actor for LedgerActor {
@@ -278,13 +283,17 @@ impl Actor for LedgerActor {
             Msg::Committed { fate } => {
                 failpoint::hit(Point::LedgerCommitted);
                 let was_full = *state.health.borrow() == Health::Full;
-                let store = state.committed().await?;
+                let tended = state.committed().await?;
+                let store = state.store.as_mut().ok_or("the store is gone")?;
                 let low = store.low();
                 let cramped = was_full && !store.has_room();
-                state.settle(fate, low, cramped)?;
+                state.settle(tended.map_or_else(GroupFate::Lost, |()| fate), low, cramped)?;
             }
             Msg::LookForRoom => {
                 me.send_after(LOOK_FOR_ROOM_EVERY, || Msg::LookForRoom);
+                if let Some(damage) = state.reader.damage() {
+                    return Err(lost(damage));
+                }
                 state.look_for_room();
             }
         }
@@ -295,7 +304,7 @@ impl Actor for LedgerActor {
     /// Closes the store before the supervisor hears of the end: ractor drops the state only afterwards, and the process
     /// would be gone with everything still in the store's log.
     async fn post_stop(&self, _: ActorRef<Msg>, state: &mut State) -> Result<(), ActorProcessingErr> {
-        state.committed().await?;
+        let _ = state.committed().await?; // The process ends, in order or not.
         drop(state.store.take());
         Ok(())
     }
@@ -313,26 +322,29 @@ impl LedgerActor {
         let me = me.clone();
         state.committing = Some(tokio::task::spawn_blocking(move || {
             // A command that panics must not take the store along unheard: the actor would wait for it for ever.
-            let fate = catch_unwind(AssertUnwindSafe(|| commit(store.as_mut(), group)));
-            let fate =
-                fate.unwrap_or_else(|_| GroupFate::Lost(StoreError::Other("a command panicked".into())));
+            let done = catch_unwind(AssertUnwindSafe(|| commit(store.as_mut(), group)));
+            let panicked = |_| (GroupFate::Lost(StoreError::Other("a command panicked".into())), Vec::new());
+            let (fate, durable) = done.unwrap_or_else(panicked);
+            // Before the answers: whoever gets one has work to do, and the next group would wait behind all of it.
             // Fails only if the actor is gone; the store closes when this task ends.
             let _ = me.cast(Msg::Committed { fate });
-            store
+            let is_durable = !durable.is_empty();
+            for command in durable {
+                command.job.answer(Ok(()));
+            }
+            let tended = if is_durable { store.tend() } else { Ok(()) };
+            Committed { store, tended }
         }));
     }
 }
 
 impl State {
-    /// The store, once the group in hand is done. Fails only while the process ends.
-    async fn committed(&mut self) -> Result<&mut dyn Store, ActorProcessingErr> {
-        if let Some(committing) = self.committing.take() {
-            self.store = Some(committing.await?);
-        }
-        match &mut self.store {
-            Some(store) => Ok(store.as_mut()),
-            None => Err("the store is gone".into()),
-        }
+    /// Takes the store back, once the group in hand is done. Fails only while the process ends.
+    async fn committed(&mut self) -> Result<Result<(), StoreError>, ActorProcessingErr> {
+        let Some(committing) = self.committing.take() else { return Ok(Ok(())) };
+        let Committed { store, tended } = committing.await?;
+        self.store = Some(store);
+        Ok(tended)
     }
 
     /// `cramped`: the disk was full, and has no more room than before.
@@ -349,10 +361,7 @@ impl State {
             }
             GroupFate::Full => self.set_health(Health::Full),
             GroupFate::Refused => {}
-            GroupFate::Lost(error) => {
-                Event::LedgerLost { detail: &error.to_string() }.emit();
-                return Err(error.into());
-            }
+            GroupFate::Lost(error) => return Err(lost(error)),
         }
         Ok(())
     }
@@ -380,10 +389,17 @@ impl State {
     }
 }
 
-/// One transaction for the whole group, one savepoint for each command; answers only when the fate is known.
-fn commit(store: &mut dyn Store, group: Vec<Command>) -> GroupFate {
+/// The error itself, not its text: whether the process is to be started again depends on it.
+fn lost(error: StoreError) -> ActorProcessingErr {
+    Event::LedgerLost { detail: &error.to_string() }.emit();
+    error.into()
+}
+
+/// One transaction for the whole group, one savepoint for each command. Refusals are answered when the fate is known;
+/// what is on disk is given back to be answered.
+fn commit(store: &mut dyn Store, group: Vec<Command>) -> (GroupFate, Vec<Command>) {
     if let Err(error) = store.begin() {
-        return fail_group(group, error);
+        return (fail_group(group, error), Vec::new());
     }
     let mut survivors = Vec::with_capacity(group.len());
     let mut group = group.into_iter();
@@ -395,7 +411,7 @@ fn commit(store: &mut dyn Store, group: Vec<Command>) -> GroupFate {
                 survivors.push(command);
                 survivors.extend(group);
                 store.rollback();
-                return fail_group(survivors, StoreError::Full { group_lost: true });
+                return (fail_group(survivors, StoreError::Full { group_lost: true }), Vec::new());
             }
             Err(StoreError::Full { group_lost: false }) => {
                 full = true;
@@ -408,20 +424,16 @@ fn commit(store: &mut dyn Store, group: Vec<Command>) -> GroupFate {
             Err(error @ (StoreError::Medium(_) | StoreError::Corrupt(_))) => {
                 store.rollback();
                 // Nobody is answered: what the medium kept is not known.
-                return GroupFate::Lost(error);
+                return (GroupFate::Lost(error), Vec::new());
             }
         }
     }
     failpoint::hit(Point::LedgerCommit);
     if let Err(error) = store.commit() {
         store.rollback();
-        return fail_group(survivors, error);
+        return (fail_group(survivors, error), Vec::new());
     }
-    let commands = survivors.len();
-    for command in survivors {
-        command.job.answer(Ok(()));
-    }
-    GroupFate::Durable { commands, full }
+    (GroupFate::Durable { commands: survivors.len(), full }, survivors)
 }
 
 fn run_one(store: &mut dyn Store, job: &mut dyn Job) -> Result<(), StoreError> {
@@ -486,6 +498,8 @@ mod tests {
         }
     }
 
+    const QUEUE_MAX: usize = 64;
+
     struct Running {
         handle: LedgerHandle,
         failed: watch::Receiver<bool>,
@@ -503,7 +517,7 @@ mod tests {
         let options =
             OpenOptions { addressing, claims_max: 4, free_bytes_min, readers: 2, boot_id: "boot".into() };
         let opened = open(&dir.path().join("ledger.db"), options).unwrap();
-        let limits = Limits { queue_max: 64, group_max: 16, reply_within: Duration::from_secs(20) };
+        let limits = Limits { queue_max: QUEUE_MAX, group_max: 16, reply_within: Duration::from_secs(20) };
         let (handle, ledger) = handle(opened.reader, limits);
         let (tx, failed) = watch::channel(false);
         let (parent, _) = Actor::spawn(None, Parent, tx).await.unwrap();
@@ -634,6 +648,46 @@ mod tests {
 
     fn slots_left(handle: &LedgerHandle) -> u32 {
         u32::try_from(handle.slots.available_permits()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_read_that_finds_damage_ends_the_writer_too() {
+        let Running { handle, mut failed, _dir } = running(0).await;
+        let read = handle.reader().read(|_| Err::<(), _>(StoreError::Corrupt("on purpose".into())));
+        assert!(read.await.is_err());
+        tokio::time::timeout(Duration::from_secs(20), failed.wait_for(|failed| *failed))
+            .await
+            .expect("the supervisor hears of it")
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn more_writes_than_the_queue_holds_are_refused_and_not_queued() {
+        let Running { handle, failed: _failed, _dir } = running(0).await;
+        let (go, gone) = std::sync::mpsc::channel::<()>();
+        let holds = tokio::spawn({
+            let handle = handle.clone();
+            async move { handle.write(move |_| gone.recv().map_err(|_| StoreError::Other("cut".into()))).await }
+        });
+        let wait_until_it_holds = async {
+            while handle.slots.available_permits() == QUEUE_MAX {
+                tokio::task::yield_now().await;
+            }
+        };
+        wait_until_it_holds.await;
+        let mut waiting = tokio::task::JoinSet::new();
+        for _ in 1..QUEUE_MAX {
+            let handle = handle.clone();
+            waiting.spawn(async move { handle.write(|store| store.touch()).await });
+        }
+        while 0 < handle.slots.available_permits() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(handle.write(|store| store.touch()).await, Err(LedgerError::Busy));
+        go.send(()).unwrap();
+        assert_eq!(holds.await.unwrap(), Ok(()));
+        assert!(waiting.join_all().await.iter().all(Result::is_ok));
+        assert_eq!(handle.write(|store| store.touch()).await, Ok(()), "slots come back");
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -16,6 +16,8 @@ pub struct LedgerReader {
     permits: Arc<Semaphore>,
     /// The conservation law was seen broken.
     broken: Arc<AtomicBool>,
+    /// A read found that the file is not what was written; the first one says how.
+    damage: Arc<OnceLock<String>>,
 }
 
 impl fmt::Debug for LedgerReader {
@@ -27,7 +29,8 @@ impl fmt::Debug for LedgerReader {
 impl LedgerReader {
     pub fn new(connections: Vec<Box<dyn Read>>) -> Self {
         let permits = Arc::new(Semaphore::new(connections.len()));
-        Self { idle: Arc::new(Mutex::new(connections)), permits, broken: Arc::default() }
+        let (broken, damage) = (Arc::default(), Arc::default());
+        Self { idle: Arc::new(Mutex::new(connections)), permits, broken, damage }
     }
 
     /// Whether the counters and a recount have always agreed.
@@ -37,6 +40,11 @@ impl LedgerReader {
 
     pub(super) fn mark_broken(&self) {
         self.broken.store(true, Ordering::Release);
+    }
+
+    /// How a read found the file damaged: the writer ends for it, since it may meet that page much later, or never.
+    pub(super) fn damage(&self) -> Option<StoreError> {
+        self.damage.get().cloned().map(StoreError::Corrupt)
     }
 
     /// Runs `query` on one consistent snapshot.
@@ -57,7 +65,11 @@ impl LedgerReader {
             }
             None => Err(gone()),
         });
-        work.await.unwrap_or_else(|error| Err(StoreError::Other(error.to_string())))
+        let answer = work.await.unwrap_or_else(|error| Err(StoreError::Other(error.to_string())));
+        if let Err(StoreError::Corrupt(detail)) = &answer {
+            self.damage.get_or_init(|| detail.clone());
+        }
+        answer
     }
 }
 

@@ -10,9 +10,11 @@
 //! ```
 //!
 //! `synchronous=FULL`: a commit has been through fsync when it returns. Every method of the store leaves the counters
-//! of the batch (`progress`) and of the ledger (`tally`) as true as the rows it wrote, because both go through one
-//! function, `SqliteStore::count`.
+//! of the batch (`progress`) and of the ledger (`tally`) as true as the rows it wrote, because both go through
+//! `SqliteStore::count`, and at the accept `count_first`.
 
+mod checkpoint;
+mod counters;
 mod error;
 mod number;
 mod open;

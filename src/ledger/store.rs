@@ -101,6 +101,10 @@ pub trait Store: Send {
     fn rollback_to_savepoint(&mut self) -> Result<(), StoreError>;
     /// Durable when it returns `Ok`.
     fn commit(&mut self) -> Result<(), StoreError>;
+    /// The store's own chores between two groups, after a commit and its answers.
+    fn tend(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
     fn rollback(&mut self);
 
     /// Whether there is so little room that accepts are refused ([`StoreError::Full`]) while all else goes on.

@@ -29,7 +29,7 @@ pub struct Gear {
     pub scrapers: usize,
     pub ledger: LedgerHandle,
     /// How many visits of suspects had the floor: each cleared the marks of all other products in the ledger.
-    pub floor: AtomicU64,
+    pub floor: Arc<AtomicU64>,
     pub tor: TorGate,
     pub probe_timeout: Duration,
     pub shops: BTreeMap<SiteName, Shop>,
@@ -45,6 +45,18 @@ pub struct Gear {
     pub extract: Limits,
     /// As many pages are parsed at once as there are cores.
     pub cores: Arc<Semaphore>,
+}
+
+impl Gear {
+    /// Past its deadline a visit may still ask whether Tor was there (its port and an exit), and read its last page, in
+    /// its turn at the cores.
+    fn visit_grace(&self) -> Duration {
+        /// A machine that is busy with others.
+        const SLACK: Duration = Duration::from_secs(2);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let turns = u32::try_from(self.scrapers.div_ceil(cores)).unwrap_or(u32::MAX);
+        SLACK + 2 * self.probe_timeout + self.extract.time_max.saturating_mul(turns)
+    }
 }
 
 /// A shop in use, and how it may be visited.
@@ -75,12 +87,6 @@ pub struct CatalogueGear {
     pub limits: ShopLimits,
 }
 
-impl Gear {
-    pub fn shop_names(&self) -> impl Iterator<Item = SiteName> + '_ {
-        self.shops.keys().cloned().chain(self.catalogue.iter().map(|_| super::CATALOGUE.into()))
-    }
-}
-
 impl fmt::Debug for Gear {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gear").field("scrapers", &self.scrapers).finish_non_exhaustive()
@@ -93,12 +99,11 @@ pub(super) struct Arguments {
     pub gear: Arc<Gear>,
     pub pool: ActorRef<pool::Msg>,
     pub drain: watch::Receiver<Option<Instant>>,
-    pub paces: BTreeMap<SiteName, Pace>,
 }
 
 pub(super) enum Msg {
-    /// Tell: do this visit, answer its ticket, and tell the pool that it is over.
-    Visit(Box<Visit>),
+    /// Tell: do this visit with this gear, answer its ticket, and tell the pool that it is over.
+    Visit { visit: Box<Visit>, gear: Arc<Gear>, pace: Option<Pace> },
 }
 
 impl fmt::Debug for Msg {
@@ -130,14 +135,18 @@ impl Actor for ScraperActor {
     }
 
     async fn handle(&self, _: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
-        let Msg::Visit(visit) = msg;
+        let Msg::Visit { visit, gear, pace } = msg;
         let label = visit.label();
-        let gear = &state.arguments.gear;
-        let watched = gear.deadlines.enter(label.site.clone(), Instant::now() + gear.visit_deadline);
+        let watched = gear.deadlines.enter(
+            label.site.clone(),
+            Instant::now() + gear.visit_deadline,
+            gear.visit_grace(),
+        );
         failpoint::hit(Point::ScraperVisit);
+        state.arguments.gear = gear;
         state.retire_if_worn();
-        let Arguments { gear, drain, paces, .. } = &mut state.arguments;
-        let mut call = visit::Call { gear, circuit: &mut state.circuit, paces, drain, watched: &watched };
+        let Arguments { gear, drain, .. } = &mut state.arguments;
+        let mut call = visit::Call { gear, circuit: &mut state.circuit, pace, drain, watched: &watched };
         call.run(*visit).await;
         drop(watched);
         state.tell_over(label);

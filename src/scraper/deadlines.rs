@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -14,7 +15,8 @@ pub struct Deadlines(Arc<Mutex<Table>>);
 #[derive(Debug, Default)]
 struct Table {
     entered: u64,
-    due: BTreeMap<u64, Due>,
+    /// `None`: it waits for its turn at the shop, and no deadline runs.
+    due: BTreeMap<u64, (SiteName, Option<Instant>, Duration)>,
 }
 
 /// When a visit is to be over.
@@ -22,6 +24,8 @@ struct Table {
 pub struct Due {
     pub site: SiteName,
     pub at: Instant,
+    /// How much later it may still be.
+    pub grace: Duration,
 }
 
 /// One visit in flight; over when this is dropped, also by a panic.
@@ -33,11 +37,11 @@ pub struct Watched {
 
 impl Deadlines {
     /// A visit begins; its deadline is set anew by its first dial.
-    pub fn enter(&self, site: SiteName, at: Instant) -> Watched {
+    pub fn enter(&self, site: SiteName, at: Instant, grace: Duration) -> Watched {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         table.entered += 1;
         let entry = table.entered;
-        table.due.insert(entry, Due { site, at });
+        table.due.insert(entry, (site, Some(at), grace));
         drop(table);
         Watched { entry, of: self.clone() }
     }
@@ -50,16 +54,27 @@ impl Deadlines {
     /// The one that is to be over first.
     pub fn first(&self) -> Option<Due> {
         let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        table.due.values().min_by_key(|due| due.at).cloned()
+        let running = table.due.values().filter_map(|(site, at, grace)| at.map(|at| (site, at, *grace)));
+        let first = running.min_by_key(|(_, at, grace)| *at + *grace);
+        first.map(|(site, at, grace)| Due { site: site.clone(), at, grace })
     }
 }
 
 impl Watched {
     /// The deadline is this one now.
     pub fn is_due(&self, at: Instant) {
+        self.set(Some(at));
+    }
+
+    /// It waits for its turn; how long may change meanwhile. [`Self::is_due`] ends the wait.
+    pub fn waits(&self) {
+        self.set(None);
+    }
+
+    fn set(&self, at: Option<Instant>) {
         let mut table = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(due) = table.due.get_mut(&self.entry) {
-            due.at = at;
+        if let Some((_, due, _)) = table.due.get_mut(&self.entry) {
+            *due = at;
         }
     }
 }
@@ -73,17 +88,20 @@ impl Drop for Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn the_first_to_be_over_is_known_until_it_is() {
+        const NONE: Duration = Duration::ZERO;
         let (all, now) = (Deadlines::default(), Instant::now());
         let at = |seconds| now + Duration::from_secs(seconds);
-        let early = all.enter("a".into(), at(1));
-        let late = all.enter("b".into(), at(2));
+        let early = all.enter("a".into(), at(1), NONE);
+        let late = all.enter("b".into(), at(2), NONE);
         assert_eq!((all.in_flight(), all.first().unwrap().site), (2, "a".into()));
         early.is_due(at(3));
-        assert_eq!(all.first(), Some(Due { site: "b".into(), at: at(2) }));
+        assert_eq!(all.first(), Some(Due { site: "b".into(), at: at(2), grace: NONE }));
+        late.waits();
+        assert_eq!(all.first().unwrap().site, "a".into(), "no deadline runs while one waits");
+        assert_eq!(all.in_flight(), 2);
         drop(late);
         assert_eq!(all.first().unwrap().at, at(3));
         drop(early);

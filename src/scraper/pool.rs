@@ -3,6 +3,8 @@
 //! Its mailbox is bounded by its askers: a coordinator asks for at most its window of products. A scraper is told of one
 //! visit at a time and says when it is over, so no scraper has a queue of its own.
 
+mod change;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,21 +14,23 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::Visit;
 use super::actor::{self, Gear, ScraperActor};
-use super::queue::{Label, Next, Open, Queue, ShopLimits};
-use super::{CATALOGUE, Visit};
+use super::queue::{Label, Next, Open, Queue};
+use super::suspension::{CRASHES, Verdict};
 use crate::failpoint::{self, Point};
 use crate::ledger::actor::Health;
 use crate::supervisor::address::{self, Address, Publisher};
-use crate::supervisor::policy::{Decision, History, Intensity};
+use crate::supervisor::policy::{Backoff, Decision, History, Intensity, Roll};
 use crate::telemetry::Event;
+use crate::wall;
 
-/// Circuits die all the time and take their scraper's visit with them, not the daemon; a storm of failures ends.
+/// Scrapers that fail without a visit, or do not even start: not the doing of a shop. For those that fail in a visit see
+/// [`super::suspension`].
 const SCRAPER_RESTARTS: Intensity = Intensity {
     at_most: 60,
     within: Duration::from_secs(60),
-    backoff_min: Duration::from_millis(20),
-    backoff_max: Duration::from_secs(1),
+    backoff: Backoff { min: Duration::from_millis(20), max: Duration::from_secs(1) },
 };
 
 /// The only way to ask for a visit. Cheap to clone; outlives restarts of the pool.
@@ -40,7 +44,7 @@ impl ScrapersHandle {
     pub fn ask(&self, visit: Visit) -> Result<(), Box<Visit>> {
         self.address.cast(Msg::Ask(Box::new(visit))).map_err(|message| match message {
             Msg::Ask(visit) => visit,
-            Msg::Over { .. } | Msg::Revive { .. } | Msg::Look | Msg::Drain { .. } => {
+            Msg::Over { .. } | Msg::Revive { .. } | Msg::Look | Msg::Changed { .. } | Msg::Drain { .. } => {
                 unreachable!("the message that was sent comes back")
             }
         })
@@ -68,17 +72,13 @@ pub fn handle() -> (ScrapersHandle, Pool) {
 }
 
 impl Pool {
-    pub async fn start(&self, gear: Arc<Gear>, supervisor: ActorCell) -> Result<ActorCell, SpawnErr> {
-        self.publisher.withdraw();
-        let (actor, _) = Actor::spawn_linked(Some("scrapers".into()), PoolActor, gear, supervisor).await?;
-        let cell = actor.get_cell();
-        actor.cast(Msg::Look).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
-        self.publisher.publish(actor);
-        Ok(cell)
-    }
-
-    pub fn withdraw(&self) {
-        self.publisher.withdraw();
+    /// `gears`: what the scrapers share; a new one is for what starts after it.
+    pub async fn start(
+        &self,
+        gears: watch::Receiver<Arc<Gear>>,
+        supervisor: ActorCell,
+    ) -> Result<ActorCell, SpawnErr> {
+        self.publisher.start(Some("scrapers"), PoolActor, gears, Some(Msg::Look), supervisor).await
     }
 }
 
@@ -89,8 +89,10 @@ pub enum Msg {
     Over { worker: usize, incarnation: u64, label: Label },
     /// Tell: start a failed scraper again. Sent by the pool to itself.
     Revive { worker: usize },
-    /// Tell: something changed outside (Tor, the disk, a pace); see what may start.
+    /// Tell: the time of a pace or of a suspension is over; see what may start. The first message, and from timers.
     Look,
+    /// Tell: Tor or the disk changed; see what may start. One at a time from each of the two watchers.
+    Changed { told: RpcReplyPort<()> },
     /// Ask: answered when no visit is in flight.
     Drain { until: Instant, reply: RpcReplyPort<()> },
 }
@@ -102,6 +104,7 @@ impl fmt::Debug for Msg {
             Self::Over { .. } => "Over",
             Self::Revive { .. } => "Revive",
             Self::Look => "Look",
+            Self::Changed { .. } => "Changed",
             Self::Drain { .. } => "Drain",
         })
     }
@@ -111,6 +114,7 @@ struct PoolActor;
 
 struct State {
     gear: Arc<Gear>,
+    gears: watch::Receiver<Arc<Gear>>,
     queue: Queue<Box<Visit>>,
     workers: Vec<Worker>,
     history: History,
@@ -119,8 +123,9 @@ struct State {
     drained: Option<RpcReplyPort<()>>,
     /// The moment of the earliest `Look` that is already on its way.
     next_look: Option<Instant>,
-    /// Watches Tor and the disk; ends with this incarnation.
-    _watchers: Vec<Watcher>,
+    tor_watcher: Watcher,
+    /// Watch what changes outside; end with this incarnation.
+    _watchers: [Watcher; 3],
 }
 
 #[derive(Debug, Default)]
@@ -128,6 +133,8 @@ struct Worker {
     actor: Option<ActorRef<actor::Msg>>,
     incarnation: u64,
     visit: Option<Label>,
+    /// It took no visit any more; whoever hears of its end starts it again.
+    dying: bool,
 }
 
 /// A task that ends when its owner does.
@@ -142,23 +149,22 @@ impl Drop for Watcher {
 impl Actor for PoolActor {
     type Msg = Msg;
     type State = State;
-    type Arguments = Arc<Gear>;
+    type Arguments = watch::Receiver<Arc<Gear>>;
 
-    async fn pre_start(&self, me: ActorRef<Msg>, gear: Arc<Gear>) -> Result<State, ActorProcessingErr> {
-        let now = Instant::now();
+    async fn pre_start(
+        &self,
+        me: ActorRef<Msg>,
+        mut gears: watch::Receiver<Arc<Gear>>,
+    ) -> Result<State, ActorProcessingErr> {
+        let gear = Arc::clone(&gears.borrow_and_update());
         let mut queue = Queue::new(gear.scrapers as u32);
-        for shop in gear.shops.values() {
-            let limits =
-                ShopLimits { interval: shop.interval, concurrency: shop.concurrency, via: shop.recipe.via };
-            queue.open_shop(shop.recipe.name.as_str().into(), limits, now);
+        for (shop, limits) in change::limits(&gear) {
+            queue.open_shop(shop, limits, Instant::now());
         }
-        if let Some(catalogue) = &gear.catalogue {
-            queue.open_shop(CATALOGUE.into(), catalogue.limits, now);
-        }
-        let watchers = vec![
-            Watcher(tokio::spawn(gear.tor.clone().keep_looking(gear.probe_timeout))),
-            Watcher(tokio::spawn(look_on_change(me.clone(), gear.tor.watch()))),
-            Watcher(tokio::spawn(look_on_change(me, gear.ledger.health()))),
+        let watchers = [
+            Watcher(tokio::spawn(address::tell_changes(gear.tor.watch(), me.clone(), changed))),
+            Watcher(tokio::spawn(address::tell_changes(gear.ledger.health(), me.clone(), changed))),
+            Watcher(tokio::spawn(address::tell_changes(gears.clone(), me, changed))),
         ];
         let workers = (0..gear.scrapers).map(|_| Worker::default()).collect();
         Ok(State {
@@ -169,12 +175,15 @@ impl Actor for PoolActor {
             drain: watch::channel(None).0,
             drained: None,
             next_look: None,
+            tor_watcher: watch_tor(&gear),
             _watchers: watchers,
             gear,
+            gears,
         })
     }
 
     async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+        state.follow(&me).await?;
         match msg {
             Msg::Ask(visit) => {
                 failpoint::hit(Point::ScrapersAsk);
@@ -189,6 +198,10 @@ impl Actor for PoolActor {
                 failpoint::hit(Point::ScrapersTick);
                 state.next_look = None;
                 state.start_missing(&me).await?;
+                state.resume_shops();
+            }
+            Msg::Changed { told } => {
+                let _ = told.send(()); // Its asker ends with this incarnation.
             }
             Msg::Drain { until, reply } => {
                 state.drain.send_replace(Some(until));
@@ -212,16 +225,7 @@ impl Actor for PoolActor {
             SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => return Ok(()),
         };
         let Some(worker) = state.worker_of(&cell) else { return Ok(()) };
-        state.worker_failed(worker);
-        match state.history.on_failure(SCRAPER_RESTARTS, Instant::now()) {
-            Decision::Restart { after } => {
-                let actor = format!("scraper {worker}");
-                Event::ActorRestarted { actor: &actor, failures: state.history.failures(), detail: &detail }
-                    .emit();
-                me.send_after(after, move || Msg::Revive { worker });
-            }
-            Decision::Escalate => return Err(format!("scrapers fail too often: {detail}").into()),
-        }
+        state.worker_failed(worker, &detail, &me)?;
         state.dispatch(&me);
         Ok(())
     }
@@ -233,14 +237,17 @@ impl State {
             return; // Dropped: its ticket says that it never dialled.
         }
         let label = visit.label();
-        // A shop that is not in the configuration is never asked for (rule 13); dropping the visit says so again.
-        let _ = self.queue.push(label, visit);
+        if let Err(visit) = self.queue.push(label, visit) {
+            change::removed(*visit);
+        }
     }
 
     fn visit_over(&mut self, worker: usize, incarnation: u64, label: &Label) {
         let Some(slot) = self.workers.get_mut(worker) else { return };
         if slot.incarnation == incarnation && slot.visit.take().is_some() {
             self.queue.ended(label);
+            self.queue.ended_well(label);
+            self.let_go();
         }
     }
 
@@ -250,16 +257,56 @@ impl State {
         self.workers.iter().position(is_it)
     }
 
-    fn worker_failed(&mut self, worker: usize) {
+    /// Fails past the limit of what no shop is to blame for.
+    fn worker_failed(
+        &mut self,
+        worker: usize,
+        detail: &str,
+        me: &ActorRef<Msg>,
+    ) -> Result<(), ActorProcessingErr> {
         let slot = &mut self.workers[worker];
         slot.actor = None;
-        if let Some(label) = slot.visit.take() {
+        let (now, roll) = (Instant::now(), Roll::by_chance());
+        let verdict = slot.visit.take().and_then(|label| {
             self.queue.ended(&label);
+            Some((self.queue.crashed(&label, now, roll)?, label.site))
+        });
+        let after = match verdict {
+            Some((Verdict::Restart { after }, _)) => after,
+            Some((Verdict::Known, _)) => CRASHES.backoff.pause(0, roll),
+            Some((Verdict::Suspend { pause, crashes }, site)) => {
+                let until = wall::format_ms(wall::now_ms() + pause.as_millis() as i64);
+                Event::ShopSuspended {
+                    site: &site,
+                    until: &until,
+                    seconds: pause.as_secs(),
+                    crashes,
+                    detail,
+                }
+                .emit();
+                me.send_after(pause, || Msg::Look);
+                CRASHES.backoff.pause(0, roll)
+            }
+            None => match self.history.on_failure(SCRAPER_RESTARTS, now, roll) {
+                Decision::Restart { after } => after,
+                Decision::Escalate => return Err(format!("scrapers fail too often: {detail}").into()),
+            },
+        };
+        let (actor, failures) = (format!("scraper {worker}"), self.history.failures().max(1));
+        Event::ActorRestarted { actor: &actor, failures, detail }.emit();
+        me.send_after(after, move || Msg::Revive { worker });
+        self.let_go();
+        Ok(())
+    }
+
+    fn resume_shops(&mut self) {
+        for site in self.queue.resume(Instant::now()) {
+            Event::ShopResumed { site: &site }.emit();
         }
     }
 
     async fn start_missing(&mut self, me: &ActorRef<Msg>) -> Result<(), ActorProcessingErr> {
-        for worker in 0..self.workers.len() {
+        for worker in 0..self.gear.scrapers {
             if self.workers[worker].incarnation == 0 {
                 self.revive(worker, me).await?;
             }
@@ -268,7 +315,9 @@ impl State {
     }
 
     async fn revive(&mut self, worker: usize, me: &ActorRef<Msg>) -> Result<(), ActorProcessingErr> {
-        if self.workers[worker].actor.is_some() || self.drain.borrow().is_some() {
+        // There may be fewer circuits now than when its scraper failed.
+        let is_missing = worker < self.gear.scrapers && self.workers[worker].actor.is_none();
+        if !is_missing || self.drain.borrow().is_some() {
             return Ok(());
         }
         self.incarnations += 1;
@@ -279,15 +328,16 @@ impl State {
             gear: Arc::clone(&self.gear),
             pool: me.clone(),
             drain: self.drain.subscribe(),
-            paces: self
-                .gear
-                .shop_names()
-                .filter_map(|name| Some((name.clone(), self.queue.pace(&name)?)))
-                .collect(),
         };
-        let (actor, _) = Actor::spawn_linked(None, ScraperActor, arguments, me.get_cell()).await?;
-        self.workers[worker] = Worker { actor: Some(actor), incarnation, visit: None };
-        Ok(())
+        self.workers[worker].incarnation = incarnation;
+        match Actor::spawn_linked(None, ScraperActor, arguments, me.get_cell()).await {
+            Ok((actor, _)) => {
+                self.workers[worker] = Worker { actor: Some(actor), incarnation, ..Worker::default() };
+                Ok(())
+            }
+            // A start that fails counts like a run that failed.
+            Err(error) => self.worker_failed(worker, &error.to_string(), me),
+        }
     }
 
     /// Hands out visits until no scraper is free or none may start.
@@ -303,7 +353,7 @@ impl State {
         }
         let writable = *self.gear.ledger.health().borrow() != Health::Full;
         let open = Open { tor: writable && self.gear.tor.is_there(), direct: writable };
-        while let Some(free) = self.workers.iter().position(Worker::is_free) {
+        while let Some(free) = self.workers.iter().take(self.gear.scrapers).position(Worker::is_free) {
             match self.queue.next(Instant::now(), open) {
                 Next::Start(label, visit) => self.hand_over(free, label, visit),
                 Next::Wait(until) => {
@@ -320,11 +370,13 @@ impl State {
             return;
         }
         let worker = &mut self.workers[free];
-        let sent = worker.actor.as_ref().is_some_and(|actor| actor.cast(actor::Msg::Visit(visit)).is_ok());
+        let (gear, pace) = (Arc::clone(&self.gear), self.queue.pace(&label.site));
+        let order = actor::Msg::Visit { visit, gear, pace };
+        let sent = worker.actor.as_ref().is_some_and(|actor| actor.cast(order).is_ok());
         if sent {
             worker.visit = Some(label);
         } else {
-            worker.actor = None; // It just died; the event is on its way, and the dropped ticket has answered.
+            worker.dying = true; // The news of it is on its way, and the dropped ticket has answered.
             self.queue.ended(&label);
         }
     }
@@ -340,10 +392,14 @@ impl State {
 
 impl Worker {
     fn is_free(&self) -> bool {
-        self.actor.is_some() && self.visit.is_none()
+        self.actor.is_some() && self.visit.is_none() && !self.dying
     }
 }
 
-async fn look_on_change<T>(pool: ActorRef<Msg>, mut changes: watch::Receiver<T>) {
-    while changes.changed().await.is_ok() && pool.cast(Msg::Look).is_ok() {}
+fn watch_tor(gear: &Gear) -> Watcher {
+    Watcher(tokio::spawn(gear.tor.clone().keep_looking(gear.probe_timeout)))
+}
+
+fn changed(told: RpcReplyPort<()>) -> Msg {
+    Msg::Changed { told }
 }

@@ -4,14 +4,18 @@
 //! up no other. A product suspected of killing the process (design 4, rule 2) runs with nobody else in flight; while it
 //! waits for Tor or a pace the others go on, and between two suspects the others get a turn.
 
+mod change;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::pace::Pace;
+use super::suspension::{Suspension, Verdict};
 use crate::model::page::Via;
 use crate::model::{BatchNo, ProductKey, SiteName};
+use crate::supervisor::policy::Roll;
 
 /// What the queue needs to know of a visit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +68,9 @@ pub struct Queue<V> {
 struct Shop<V> {
     limits: ShopLimits,
     pace: Pace,
+    /// Gone from the configuration: nothing more starts.
+    closed: bool,
+    suspension: Suspension,
     in_flight: u32,
     /// Batches that wait for this shop, the next one first.
     line: VecDeque<BatchNo>,
@@ -89,7 +96,15 @@ impl<V> Queue<V> {
         self.turn.push_back(site.clone());
         self.shops.insert(
             site,
-            Shop { limits, pace, in_flight: 0, line: VecDeque::new(), waiting: HashMap::new() },
+            Shop {
+                limits,
+                pace,
+                closed: false,
+                suspension: Suspension::default(),
+                in_flight: 0,
+                line: VecDeque::new(),
+                waiting: HashMap::new(),
+            },
         );
     }
 
@@ -99,7 +114,8 @@ impl<V> Queue<V> {
 
     /// Adds a visit at the end of its batch's line; comes back if the shop is not known.
     pub fn push(&mut self, label: Label, visit: V) -> Result<(), V> {
-        let Some(shop) = self.shops.get_mut(&label.site) else { return Err(visit) };
+        let open = self.shops.get_mut(&label.site).filter(|shop| !shop.closed);
+        let Some(shop) = open else { return Err(visit) };
         if label.suspect {
             self.suspects.push_back((label, visit));
             return Ok(());
@@ -146,6 +162,25 @@ impl<V> Queue<V> {
             self.alone = None;
             self.ordinary_credit = self.scrapers;
         }
+    }
+
+    /// A visit ended and left its scraper whole. After [`Self::ended`].
+    pub fn ended_well(&mut self, label: &Label) {
+        if let Some(shop) = self.shops.get_mut(&label.site) {
+            shop.suspension.on_end();
+        }
+    }
+
+    /// A visit took its scraper with it. After [`Self::ended`]. None: the shop is not known.
+    pub fn crashed(&mut self, label: &Label, now: Instant, roll: Roll) -> Option<Verdict> {
+        Some(self.shops.get_mut(&label.site)?.suspension.on_crash(now, roll))
+    }
+
+    /// Shops whose suspension is over just now.
+    pub fn resume(&mut self, now: Instant) -> Vec<SiteName> {
+        let over =
+            |(site, shop): (&SiteName, &mut Shop<V>)| shop.suspension.resume(now).then(|| site.clone());
+        self.shops.iter_mut().filter_map(over).collect()
     }
 
     pub fn waiting(&self) -> usize {
@@ -219,7 +254,7 @@ impl<V> Shop<V> {
             Via::Tor => open.tor,
             Via::Direct => open.direct,
         };
-        way_open && self.in_flight < self.limits.concurrency
+        way_open && self.in_flight < self.suspension.allows(self.limits.concurrency)
     }
 
     fn may_start(&self, now: Instant, open: Open) -> bool {
@@ -331,6 +366,44 @@ mod tests {
         assert_eq!(started(queue.next(now, NO_TOR)).1, "direct");
         assert_eq!(waits(queue.next(now, NO_TOR)), None);
         assert_eq!(started(queue.next(now, ALL)).1, "tor");
+    }
+
+    /// Every visit of this shop takes its scraper with it, until the shop is suspended. How many did.
+    fn crash_until_suspended(queue: &mut Queue<&'static str>, now: Instant) -> (usize, Duration) {
+        for crashes in 1..100 {
+            let (label, _) = started(queue.next(now, ALL));
+            queue.ended(&label);
+            if let Some(Verdict::Suspend { pause, .. }) = queue.crashed(&label, now, Roll(0)) {
+                return (crashes, pause);
+            }
+        }
+        panic!("it is never suspended");
+    }
+
+    #[test]
+    fn a_shop_that_makes_scrapers_crash_waits_and_the_others_go_on() {
+        let now = Instant::now();
+        let mut queue = queue(&[("a", free()), ("b", free())], now);
+        for index in 1..=20 {
+            queue.push(label("a", 1, index), "a").unwrap();
+        }
+        let (crashes, pause) = crash_until_suspended(&mut queue, now);
+        assert_eq!(crashes, 11);
+        queue.push(label("b", 1, 1), "b").unwrap();
+        queue.push(suspect("a", 1, 21), "suspect").unwrap();
+        let (other, visit) = started(queue.next(now, ALL));
+        assert_eq!(visit, "b");
+        queue.ended(&other);
+        assert_eq!(waits(queue.next(now, ALL)), None, "not even a suspect");
+        assert_eq!(queue.waiting(), 10, "nobody is forgotten");
+
+        assert_eq!(queue.resume(now + pause), [SiteName::from("a")]);
+        let (trial, _) = started(queue.next(now + pause, ALL));
+        assert_eq!(waits(queue.next(now + pause, ALL)), None, "one is tried");
+        queue.ended(&trial);
+        queue.ended_well(&trial);
+        assert_eq!(started(queue.next(now + pause, ALL)).1, "a");
+        assert_eq!(started(queue.next(now + pause, ALL)).1, "a", "the others follow side by side");
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! What a visit does: search, candidates, page, extraction, check of the GTIN; or the question to the catalogue.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -31,7 +30,7 @@ use crate::telemetry::Event;
 pub(super) struct Call<'a> {
     pub gear: &'a Arc<Gear>,
     pub circuit: &'a mut Circuit,
-    pub paces: &'a BTreeMap<SiteName, Pace>,
+    pub pace: Option<Pace>,
     pub drain: &'a mut watch::Receiver<Option<Instant>>,
     /// Told of every deadline.
     pub watched: &'a Watched,
@@ -75,7 +74,7 @@ impl Call<'_> {
         let facts = VisitFacts::of(&visit);
         facts.tell_started(&circuit);
         let end = self.visit_or_put_back(&mut visit, started).await;
-        failpoint::hit(Point::ScraperFetched);
+        failpoint::hit_about(Point::ScraperFetched, &[&visit.ean, &visit.site]);
         facts.tell_ended(&circuit, &end, started.elapsed());
         drop(in_flight);
         if visit.suspect {
@@ -115,12 +114,12 @@ impl Call<'_> {
                 Some(catalogue) => {
                     self.ask_catalogue(catalogue, &visit.gtin, &mut visit.ticket, started).await
                 }
-                None => Err(removed()),
+                None => Ok(VisitEnd::NoCatalogue),
             }
         } else {
             match gear.shops.get(&visit.site) {
                 Some(shop) => self.look_up(shop, &visit.gtin, &mut visit.ticket, started).await,
-                None => Err(removed()),
+                None => Ok(VisitEnd::removed()),
             }
         };
         match result {
@@ -143,7 +142,7 @@ impl Call<'_> {
         if let Some(token) = &gear.token {
             request.headers.push(("Authorization".into(), format!("Bearer {token}")));
         }
-        let mut errand = self.errand(CATALOGUE, catalogue.via, started + catalogue.timeout);
+        let mut errand = self.errand(catalogue.via, started + catalogue.timeout);
         let own = [authority(&request.url)];
         let page = self.fetch(&request, &mut errand, ticket, &own).await?;
         if !(200..300).contains(&page.status) {
@@ -166,7 +165,7 @@ impl Call<'_> {
         started: Instant,
     ) -> Result<VisitEnd, Stop> {
         let recipe = &shop.recipe;
-        let mut errand = self.errand(&recipe.name, recipe.search.via, started + self.gear.visit_deadline);
+        let mut errand = self.errand(recipe.search.via, started + self.gear.visit_deadline);
         let hosts = &shop.hosts;
         let answer = self.fetch(&recipe.search_request(gtin), &mut errand, ticket, hosts).await?;
         self.refuse_blocked(recipe, &answer)?;
@@ -208,8 +207,8 @@ impl Call<'_> {
         Ok(mismatch.map_or(VisitEnd::NotFound, |detail| VisitEnd::Mismatch { detail }))
     }
 
-    fn errand(&self, site: &str, via: Via, deadline: Instant) -> Errand {
-        let pace = self.paces.get(site).cloned();
+    fn errand(&self, via: Via, deadline: Instant) -> Errand {
+        let pace = self.pace.clone();
         let pace = pace.unwrap_or_else(|| Pace::new(Duration::ZERO, Instant::now()));
         self.watched.is_due(deadline);
         Errand { via, pace, deadline, first: true }
@@ -224,11 +223,11 @@ impl Call<'_> {
         hosts: &[String],
     ) -> Result<Page, Stop> {
         if !std::mem::take(&mut errand.first) {
-            let now = Instant::now();
-            let slot = errand.pace.take(now);
-            errand.deadline += slot.saturating_duration_since(now);
+            let waited = Instant::now();
+            self.watched.waits();
+            errand.pace.turn(errand.pace.take(waited)).await;
+            errand.deadline += waited.elapsed();
             self.watched.is_due(errand.deadline);
-            tokio::time::sleep_until(slot).await;
         }
         ticket.dialled(Instant::now());
         match self.circuit.fetch(request, errand.via, &self.gear.fetch, hosts, errand.deadline).await {
@@ -354,10 +353,6 @@ fn failed(kind: &str, detail: impl Into<String>, again: Again) -> Stop {
     Stop::Failed { reason: Reason::new(kind, detail), again }
 }
 
-fn removed() -> Stop {
-    failed("removed", "the shop is no longer in the configuration", Again::Never)
-}
-
 /// An error and what is behind it: "agree on TLS with the shop: certificate expired".
 fn with_causes(error: &FetchError) -> String {
     let mut text = error.to_string();
@@ -465,6 +460,7 @@ impl VisitFacts {
             VisitEnd::Mismatch { detail } => ("ean_mismatch", detail.as_str()),
             VisitEnd::Sold => ("sold", ""),
             VisitEnd::NotSold => ("not_sold", ""),
+            VisitEnd::NoCatalogue => ("no_catalogue", ""),
             VisitEnd::Failed { reason, .. } => (reason.kind.as_str(), reason.detail.as_str()),
             VisitEnd::PutBack => ("put_back", ""),
             VisitEnd::Lost { .. } | VisitEnd::Void => ("lost", ""),

@@ -20,6 +20,7 @@ use crate::ledger::store::{LaneView, Recorded, Store};
 use crate::ledger::{LedgerError, LedgerHandle};
 use crate::model::delivery::{AttemptRecord, AttemptResult, DeliveryNo, DueDelivery, Endpoint, LaneNo};
 use crate::supervisor::address::{self, Address, Publisher};
+use crate::supervisor::policy::{Backoff, Roll};
 use crate::telemetry::Event;
 
 /// The outbox is looked at this often although nobody calls.
@@ -29,9 +30,8 @@ const LOOK_GAP: Duration = Duration::from_millis(20);
 const CHORES_EVERY: Duration = Duration::from_secs(5);
 /// A lane with nothing to send ends after this.
 const LANE_IDLE_MAX: Duration = Duration::from_secs(60);
-/// A lane that failed is started again after the first, doubling up to the second.
-const LANE_RESTART_MIN: Duration = Duration::from_millis(100);
-const LANE_RESTART_MAX: Duration = Duration::from_secs(30);
+/// A lane is started again for ever: the delivery that it does not survive ends at `claims_max`, the others wait.
+const LANE_RESTARTS: Backoff = Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) };
 /// Failures of a lane that lived this long are forgiven.
 const LANE_HEALED_AFTER: Duration = Duration::from_secs(60);
 /// Past the deadline of a drain, for the sender itself to end.
@@ -69,7 +69,7 @@ impl WebhookHandle {
         }
         let within = deadline.saturating_duration_since(Instant::now()) + DRAIN_GRACE;
         if sender.get_cell().wait(Some(within)).await.is_err() {
-            sender.kill();
+            sender.kill(); // Whoever stops it afterwards waits until it is gone.
         }
     }
 }
@@ -109,7 +109,6 @@ pub fn handle(args: Args) -> Result<(WebhookHandle, Webhook), ClientError> {
 impl Webhook {
     /// Starts the sender. Not before the one before it is dead.
     pub async fn start(&self, supervisor: ActorCell) -> Result<ActorCell, SpawnErr> {
-        self.publisher.withdraw();
         let state = State {
             deps: self.deps.clone(),
             clock: self.clock.clone(),
@@ -123,14 +122,7 @@ impl Webhook {
             draining: false,
         };
         // Without a name: names are one for the whole process, and tests run several senders in it.
-        let (actor, _) = Actor::spawn_linked(None, Sender, state, supervisor).await?;
-        let cell = actor.get_cell();
-        self.publisher.publish(actor);
-        Ok(cell)
-    }
-
-    pub fn withdraw(&self) {
-        self.publisher.withdraw();
+        self.publisher.start(None, Sender, state, None, supervisor).await
     }
 
     #[cfg(test)]
@@ -366,7 +358,7 @@ impl State {
         let mut next = LOOK_EVERY;
         if let (Ok(views), true) = (read, readable) {
             for view in &views {
-                next = next.min(self.wake(me, view, now, &settings).await?);
+                next = next.min(self.wake(me, view, now, &settings).await);
             }
             self.end_idle_lanes();
         }
@@ -381,9 +373,9 @@ impl State {
         view: &LaneView,
         now: Moment,
         settings: &Settings,
-    ) -> Result<Duration, ActorProcessingErr> {
+    ) -> Duration {
         if view.stopped {
-            return Ok(LOOK_EVERY);
+            return LOOK_EVERY;
         }
         let due = due(view.next_due_at_ms, now.wall_ms, settings.interval_max());
         let foreign_ms = match due {
@@ -391,29 +383,30 @@ impl State {
             Due::Foreign => Some(view.next_due_at_ms),
             Due::In(wait) => {
                 self.keep(view.no);
-                return Ok(wait);
+                return wait;
             }
         };
         if let Some(Child { life: Life::Down { until, charging }, .. }) = self.lanes.get(&view.no) {
             let rest = until.saturating_duration_since(Instant::now());
             if *charging || !rest.is_zero() {
-                return Ok(rest.max(LOOK_GAP));
+                return rest.max(LOOK_GAP);
             }
         }
-        let actor = self.running_lane(me, view).await?;
+        let Some(actor) = self.running_lane(me, view).await else { return LOOK_GAP };
         self.keep(view.no);
         // Fails only between the lane's end and the news of it; the next look finds it still due.
         let _ = actor.cast(lane_actor::Msg::Wake { foreign_ms });
-        Ok(LOOK_EVERY)
+        LOOK_EVERY
     }
 
+    /// None: it does not start, which counts like a run that failed.
     async fn running_lane(
         &mut self,
         me: &ActorRef<Msg>,
         view: &LaneView,
-    ) -> Result<ActorRef<lane_actor::Msg>, ActorProcessingErr> {
+    ) -> Option<ActorRef<lane_actor::Msg>> {
         if let Some(Child { life: Life::Running { actor, .. }, .. }) = self.lanes.get(&view.no) {
-            return Ok(actor.clone());
+            return Some(actor.clone());
         }
         let handling = Handling::default();
         let args = lane_actor::Args {
@@ -424,12 +417,21 @@ impl State {
             handling: handling.clone(),
         };
         // Without a name: its predecessor may still hold it.
-        let (actor, _) = Actor::spawn_linked(None, LaneActor, args, me.get_cell()).await?;
-        let failures = self.lanes.get(&view.no).map_or(0, |child| child.failures);
+        let spawned = Actor::spawn_linked(None, LaneActor, args, me.get_cell()).await;
         let now = Instant::now();
-        let life = Life::Running { actor: actor.clone(), handling, since: now, busy: now };
-        self.lanes.insert(view.no, Child { endpoint: view.endpoint.clone(), failures, life });
-        Ok(actor)
+        let endpoint = view.endpoint.clone();
+        let down = Life::Down { until: now, charging: false };
+        let child = self.lanes.entry(view.no).or_insert(Child { endpoint, failures: 0, life: down });
+        match spawned {
+            Ok((actor, _)) => {
+                child.life = Life::Running { actor: actor.clone(), handling, since: now, busy: now };
+                Some(actor)
+            }
+            Err(error) => {
+                child.fail(Duration::ZERO, false, &error.to_string());
+                None
+            }
+        }
     }
 
     /// Something of the lane waits, so its actor stays.
@@ -511,14 +513,8 @@ impl State {
         let Some(child) = self.lanes.get_mut(&lane) else { return };
         let Life::Running { handling, since, .. } = &child.life else { return };
         let charged = handling.take();
-        let healed = LANE_HEALED_AFTER <= since.elapsed();
-        child.failures = if healed { 1 } else { child.failures.saturating_add(1) };
-        let doublings = 2_u32.saturating_pow(child.failures - 1);
-        let rest = LANE_RESTART_MIN.saturating_mul(doublings).min(LANE_RESTART_MAX);
-        child.life = Life::Down { until: Instant::now() + rest, charging: charged.is_some() };
-        let failures = child.failures.into();
-        let actor = format!("lane {}", child.endpoint.for_log());
-        Event::ActorRestarted { actor: &actor, failures, detail: error }.emit();
+        let lived = since.elapsed();
+        child.fail(lived, charged.is_some(), error);
         if let Some(delivery) = charged {
             let (deps, me) = (self.deps.clone(), me.clone());
             self.tasks.spawn(async move {
@@ -553,6 +549,18 @@ impl State {
             Life::Down { .. } => false,
         };
         self.lanes.iter().find(|(_, child)| of(child)).map(|(lane, _)| *lane)
+    }
+}
+
+impl Child {
+    /// It rests before it is started again; the longer, the more often it failed in a row.
+    fn fail(&mut self, lived: Duration, charging: bool, error: &str) {
+        let healed = LANE_HEALED_AFTER <= lived;
+        self.failures = if healed { 1 } else { self.failures.saturating_add(1) };
+        let rest = LANE_RESTARTS.pause(self.failures - 1, Roll::by_chance());
+        self.life = Life::Down { until: Instant::now() + rest, charging };
+        let actor = format!("lane {}", self.endpoint.for_log());
+        Event::ActorRestarted { actor: &actor, failures: self.failures.into(), detail: error }.emit();
     }
 }
 

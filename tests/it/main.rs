@@ -11,6 +11,7 @@ mod disk;
 mod docs;
 mod explain;
 mod manager;
+mod reload;
 mod restart;
 mod rubbish;
 mod scrape;

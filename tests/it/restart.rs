@@ -2,9 +2,16 @@
 
 mod actors;
 mod kills;
+mod poison;
+mod storms;
 mod suspects;
 
 use glaneur_kit::receiver::Seen;
+
+/// The default of `ledger.claims_max`.
+const CLAIMS_MAX: usize = 4;
+/// How the kit tells a death by this signal.
+const SIGABRT: i32 = 128 + 6;
 
 /// Waits until one of the three shops has a request that fits, after the `marks` taken by [`marks`].
 async fn any_hit(

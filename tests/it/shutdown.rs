@@ -57,13 +57,3 @@ async fn a_second_sigterm_ends_at_once_and_loses_nothing() {
     assert_eq!(daemon.events("deaths_charged").len(), 0, "a stop that was asked for is nobody's fault");
     stage.finished(8).await;
 }
-
-#[tokio::test]
-async fn sighup_ends_nothing() {
-    let stage = Stage::real_batch();
-    let daemon = stage.start().await;
-    daemon.hang_up().unwrap();
-    daemon.wait_for_event("reload_ignored", |_| true).await.unwrap();
-    accepted(daemon.submit(&batch([REAL[0]])).await.unwrap());
-    stage.finished(1).await;
-}

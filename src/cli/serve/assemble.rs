@@ -1,7 +1,6 @@
 //! From the configuration to the parts of the tree: what each part is told, and nothing started yet.
 
 use std::fs;
-use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,6 +9,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::complain_and;
 use crate::batch;
+use crate::cli::secrets::Secrets;
 use crate::config::{self, Config};
 use crate::exit::Exit;
 use crate::ingress;
@@ -35,70 +35,23 @@ const READERS: usize = 3;
 /// A commit that takes longer than this is a disk in trouble: its result is called unknown, and asked for again.
 const COMMIT_WITHIN: Duration = Duration::from_secs(10);
 
-/// What the files named in the configuration hold. Never printed.
-#[derive(Debug)]
-pub struct Secrets {
-    token: Option<ingress::Token>,
-    webhook: Option<webhook::Secret>,
-    catalogue: Option<CatalogueToken>,
-}
-
-struct CatalogueToken(String);
-
-impl std::fmt::Debug for CatalogueToken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("CatalogueToken(…)")
-    }
-}
-
-impl Secrets {
-    pub fn read(config: &Config) -> Result<Self, Exit> {
-        let token = read("server.token_file", config.server.token_file.as_deref())?;
-        let secret = read("webhooks.secret_file", config.webhooks.secret_file.as_deref())?;
-        let catalogue = config.catalogue.as_ref().and_then(|catalogue| catalogue.token_file.as_deref());
-        let webhook = secret
-            .map(|text| webhook::Secret::parse(&text))
-            .transpose()
-            .map_err(|error| complain_and(Exit::Config, format_args!("webhooks.secret_file: {error}")))?;
-        Ok(Self {
-            token: token.map(|text| ingress::Token::new("api", text.as_bytes())),
-            webhook,
-            catalogue: read("catalogue.token_file", catalogue)?.map(CatalogueToken),
-        })
-    }
-}
-
-/// A secret of one line; the error names the key, and never what the file holds.
-fn read(key: &str, path: Option<&Path>) -> Result<Option<String>, Exit> {
-    let Some(path) = path else { return Ok(None) };
-    let fail = |what: &dyn std::fmt::Display| {
-        complain_and(Exit::File, format_args!("{key} = {:?}: {what}", path.display().to_string()))
-    };
-    let text = fs::read_to_string(path).map_err(|error| fail(&error))?;
-    match first_line(&text) {
-        "" => Err(fail(&"its first line is empty")),
-        line => Ok(Some(line.to_owned())),
-    }
-}
-
-/// What follows may be a remark of whoever keeps the file.
-fn first_line(text: &str) -> &str {
-    text.lines().next().unwrap_or_default().trim()
-}
-
 pub fn open_options(config: &Config) -> OpenOptions {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
     OpenOptions {
-        addressing: Addressing {
-            product: config.webhooks.product_url.url().is_some(),
-            summary_url: config.webhooks.summary_url.as_ref().map(ToString::to_string),
-            language: language(config),
-            dedupe_window: config.server.dedupe_window,
-        },
+        addressing: addressing(config),
         claims_max: config.ledger.claims_max,
         free_bytes_min: config.ledger.free_bytes_min,
         readers: READERS,
         boot_id,
+    }
+}
+
+fn addressing(config: &Config) -> Addressing {
+    Addressing {
+        product: config.webhooks.product_url.url().is_some(),
+        summary_url: config.webhooks.summary_url.as_ref().map(ToString::to_string),
+        language: language(config),
+        dedupe_window: config.server.dedupe_window,
     }
 }
 
@@ -125,13 +78,66 @@ fn language(config: &Config) -> Language {
     }
 }
 
-/// All parts, and a handle on the ledger for the signals.
+/// Where a changed configuration is put in. Each part holds the other end and takes a new value for what it starts next.
+#[derive(Debug)]
+pub struct Inlets {
+    base: Base,
+    gears: watch::Sender<Arc<Gear>>,
+    batches: watch::Sender<Arc<batch::Settings>>,
+    webhooks: watch::Sender<Arc<webhook::Settings>>,
+    ingress: watch::Sender<Arc<ingress::Settings>>,
+}
+
+/// What every gear of this process has in common.
+#[derive(Debug)]
+struct Base {
+    ledger: LedgerHandle,
+    tor: TorGate,
+    circuits: circuit::Settings,
+    epoch: u64,
+    floor: Arc<AtomicU64>,
+    cores: Arc<Semaphore>,
+    deadlines: Deadlines,
+}
+
+/// How soon the ledger is told again of new addresses, if it could not hear.
+const READDRESS_AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+impl Inlets {
+    /// Puts in a configuration that was checked. The order matters: a shop is known to the scrapers before a coordinator
+    /// asks for it, and to both before a batch with it is accepted; and no outcome is kept unaddressed after its sender
+    /// has a URL for it.
+    pub async fn put(&self, config: &Config, secrets: &Secrets) {
+        self.readdress(config).await;
+        self.gears.send_replace(Arc::new(gear(config, &self.base, secrets.catalogue())));
+        self.batches.send_replace(Arc::new(batch_settings(config)));
+        self.webhooks.send_replace(Arc::new(webhook_settings(config, secrets.webhook())));
+        self.ingress.send_replace(Arc::new(ingress_settings(config, secrets.token())));
+    }
+
+    /// Until the ledger has heard: to say it twice does no harm, and half a configuration would.
+    async fn readdress(&self, config: &Config) {
+        loop {
+            let new = addressing(config);
+            let told = self.base.ledger.write(move |store| {
+                store.readdress(new);
+                Ok(())
+            });
+            if told.await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(READDRESS_AGAIN_AFTER).await;
+        }
+    }
+}
+
+/// All parts, a handle on the ledger for the signals, and where a changed configuration is put in.
 pub fn parts(
     config: &Config,
-    secrets: Secrets,
+    secrets: &Secrets,
     opened: Opened,
     listener: tokio::net::TcpListener,
-) -> Result<(Parts, LedgerHandle), Exit> {
+) -> Result<(Parts, LedgerHandle, Inlets), Exit> {
     let limits = Limits {
         queue_max: config.ledger.queue_max,
         group_max: config.ledger.group_max,
@@ -140,19 +146,33 @@ pub fn parts(
     let epoch = opened.report.epoch;
     let (handle, ledger) = ledger::handle(opened.reader, limits);
     let tor = TorGate::new(config.tor.socks);
-    let gear = Arc::new(gear(config, &handle, tor.clone(), epoch, secrets.catalogue)?);
+    let tls = Tls::new(None).map_err(|error| complain_and(Exit::Escalated, format_args!("TLS: {error}")))?;
+    let base = Base {
+        ledger: handle.clone(),
+        tor: tor.clone(),
+        circuits: circuit::Settings { socks: config.tor.socks.to_string().into(), tls },
+        epoch: epoch as u64,
+        floor: Arc::default(),
+        cores: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))),
+        deadlines: Deadlines::default(),
+    };
+    let (gears_tx, gear) = watch::channel(Arc::new(gear(config, &base, secrets.catalogue())));
+    let (batches_tx, batch_settings) = watch::channel(Arc::new(batch_settings(config)));
+    let (webhooks_tx, webhook_settings) =
+        watch::channel(Arc::new(webhook_settings(config, secrets.webhook())));
+    let (ingress_tx, ingress_settings) = watch::channel(Arc::new(ingress_settings(config, secrets.token())));
     let (scrapers, pool) = pool::handle();
     let (accepted_tx, accepted) = watch::channel(0);
     let (batches_handle, batches) = batch::supervisor::handle();
     let (webhook_handle, webhook) = webhook::handle(webhook::Args {
         ledger: handle.clone(),
-        settings: watch::channel(Arc::new(webhook_settings(config, secrets.webhook))).1,
+        settings: webhook_settings,
         claims_max: config.ledger.claims_max,
     })
     .map_err(|error| complain_and(Exit::Escalated, format_args!("the webhook client: {error}")))?;
     let ingress = ingress::Ingress::new(ingress::Args {
         ledger: handle.clone(),
-        settings: watch::channel(Arc::new(ingress_settings(config, secrets.token))).1,
+        settings: ingress_settings,
         status: tor_status(&tor),
         batches: accepted_tx,
     });
@@ -165,22 +185,23 @@ pub fn parts(
         scrapers: scrapers.clone(),
         batches,
         batches_handle,
-        batches_arguments: batches_arguments(config, &handle, scrapers, accepted, epoch),
+        batches_arguments: batch::supervisor::Arguments {
+            epoch,
+            ledger: handle.clone(),
+            scrapers,
+            settings: batch_settings,
+            accepted,
+        },
         gear,
         ingress,
         listener: Some(Arc::new(listener)),
     };
-    Ok((parts, handle))
+    let inlets =
+        Inlets { base, gears: gears_tx, batches: batches_tx, webhooks: webhooks_tx, ingress: ingress_tx };
+    Ok((parts, handle, inlets))
 }
 
-fn gear(
-    config: &Config,
-    ledger: &LedgerHandle,
-    tor: TorGate,
-    epoch: i64,
-    token: Option<CatalogueToken>,
-) -> Result<Gear, Exit> {
-    let tls = Tls::new(None).map_err(|error| complain_and(Exit::Escalated, format_args!("TLS: {error}")))?;
+fn gear(config: &Config, base: &Base, token: Option<String>) -> Gear {
     let shops = config.enabled_sites().into_iter().map(|recipe| {
         let name = SiteName::from(recipe.name.as_str());
         (name, Shop::new(recipe))
@@ -192,20 +213,19 @@ fn gear(
             via: catalogue.via,
         },
         catalogue,
-        token: token.map(|token| token.0),
+        token,
     });
     let fetch = &config.fetch;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(Gear {
-        floor: AtomicU64::new(0),
+    Gear {
+        floor: Arc::clone(&base.floor),
         scrapers: config.tor.circuits,
-        ledger: ledger.clone(),
-        tor,
+        ledger: base.ledger.clone(),
+        tor: base.tor.clone(),
         probe_timeout: config.tor.probe_timeout,
         shops: shops.collect(),
         catalogue,
-        circuits: circuit::Settings { socks: config.tor.socks.to_string().into(), tls },
-        epoch: epoch as u64,
+        circuits: base.circuits.clone(),
+        epoch: base.epoch,
         wear: WearLimits { age_max: config.tor.age_max, uses_max: config.tor.uses_max },
         fetch: FetchLimits {
             connect: fetch.connect_timeout,
@@ -217,10 +237,10 @@ fn gear(
             user_agent: fetch.user_agent.clone(),
         },
         visit_deadline: fetch.visit_deadline,
-        deadlines: Deadlines::default(),
+        deadlines: base.deadlines.clone(),
         extract: config.extract,
-        cores: Arc::new(Semaphore::new(cores)),
-    })
+        cores: Arc::clone(&base.cores),
+    }
 }
 
 fn webhook_settings(config: &Config, secret: Option<webhook::Secret>) -> webhook::Settings {
@@ -266,17 +286,8 @@ fn ingress_settings(config: &Config, token: Option<ingress::Token>) -> ingress::
     }
 }
 
-fn batches_arguments(
-    config: &Config,
-    ledger: &LedgerHandle,
-    scrapers: crate::scraper::ScrapersHandle,
-    accepted: watch::Receiver<u64>,
-    epoch: i64,
-) -> batch::supervisor::Arguments {
-    batch::supervisor::Arguments {
-        epoch,
-        ledger: ledger.clone(),
-        scrapers,
+fn batch_settings(config: &Config) -> batch::Settings {
+    batch::Settings {
         shops: config.enabled_sites().iter().map(|recipe| recipe.name.as_str().into()).collect(),
         catalogue: config.catalogue.is_some(),
         attempts_max: config.fetch.attempts_max,
@@ -284,7 +295,6 @@ fn batches_arguments(
         retry_min: config.fetch.retry_min,
         retry_max: config.fetch.retry_max,
         window: config.batches.window,
-        accepted,
     }
 }
 
@@ -306,16 +316,4 @@ fn tor_status(tor: &TorGate) -> watch::Receiver<serde_json::Value> {
         }
     });
     rx
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_secret_is_the_first_line_of_its_file() {
-        assert_eq!(first_line("whsec_abc\nmade in November\n"), "whsec_abc");
-        assert_eq!(first_line(" token \r\n"), "token");
-        assert_eq!(first_line("\ntoken"), "");
-    }
 }

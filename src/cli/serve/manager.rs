@@ -7,7 +7,6 @@ use ractor::rpc::CallResult;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::config::Config;
 use crate::ledger::LedgerHandle;
 use crate::supervisor::{self, Parts};
 use crate::systemd::teller::{self, Sources};
@@ -18,27 +17,25 @@ use crate::watchdog;
 pub struct Manager {
     notifier: Notifier,
     sources: Sources,
-    /// How late a visit may be before it hangs.
-    visit_grace: Duration,
 }
 
 impl Manager {
     /// `draining`: when the drain is to be over, once there is one.
     pub fn new(
         notifier: Notifier,
-        config: &Config,
         ledger: &LedgerHandle,
         parts: &Parts,
         draining: watch::Receiver<Option<Instant>>,
     ) -> Self {
+        let gear = parts.gear.borrow();
         let sources = Sources {
             ledger: ledger.clone(),
-            tor: parts.gear.tor.clone(),
-            visits: parts.gear.deadlines.clone(),
+            tor: gear.tor.clone(),
+            visits: gear.deadlines.clone(),
             webhooks: parts.webhook_handle.clone(),
             drain: draining,
         };
-        Self { notifier, sources, visit_grace: visit_grace(config) }
+        Self { notifier, sources }
     }
 
     /// READY once all parts run, then what the daemon does, and signs of life if they are wanted.
@@ -47,7 +44,7 @@ impl Manager {
             return;
         }
         let (notifier, root, sources) = (self.notifier.clone(), root.clone(), self.sources.clone());
-        let (interval, visit_grace) = (watchdog::interval(), self.visit_grace);
+        let interval = watchdog::interval();
         tokio::spawn(async move {
             if !all_run(&root).await {
                 return;
@@ -56,7 +53,7 @@ impl Manager {
             if let Some(interval) = interval {
                 let Sources { ledger, visits, drain, .. } = sources.clone();
                 let parts = watchdog::Parts { root, ledger, visits, drain };
-                tokio::spawn(watchdog::keep_feeding(notifier.clone(), interval, parts, visit_grace));
+                tokio::spawn(watchdog::keep_feeding(notifier.clone(), interval, parts));
             }
             teller::keep_telling(notifier, sources).await;
         });
@@ -80,14 +77,4 @@ async fn all_run(root: &ActorRef<supervisor::Msg>) -> bool {
             Ok(CallResult::Timeout | CallResult::SenderError) | Err(_) => return false,
         }
     }
-}
-
-/// Past its deadline a visit may still ask whether Tor was there (its port and an exit), and read its last page, in its
-/// turn at the cores.
-fn visit_grace(config: &Config) -> Duration {
-    /// A machine that is busy with others.
-    const SLACK: Duration = Duration::from_secs(2);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let turns = u32::try_from(config.tor.circuits.div_ceil(cores)).unwrap_or(u32::MAX);
-    SLACK + 2 * config.tor.probe_timeout + config.extract.time_max.saturating_mul(turns)
 }

@@ -8,13 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, params};
 use rustix::fs::Access;
 
 use super::super::reader::LedgerReader;
 use super::super::store::{Addressing, Read, SUSPECTED_AT, Store, StoreError};
+use super::counters::Delta;
 use super::reader::SqliteReader;
-use super::writer::{Delta, SqliteStore};
+use super::writer::SqliteStore;
 use crate::failpoint::{self, Point};
 use crate::model::body::Language;
 use crate::model::{BatchNo, Outcome, ProductKey};
@@ -149,7 +151,8 @@ pub fn open_visibly(path: &Path, options: OpenOptions, progress: &Progress) -> R
     progress.watch(&mut connection).map_err(|error| explain(path, error.into()))?;
     migrate(path, &mut connection)?;
     let OpenOptions { addressing, claims_max, free_bytes_min, readers, boot_id } = options;
-    let mut store = SqliteStore::new(connection, lock, path.into(), addressing, free_bytes_min);
+    let mut store = SqliteStore::new(connection, lock, path.into(), addressing, free_bytes_min)
+        .map_err(|error| explain(path, error))?;
     let report = take_over(path, &mut store, claims_max, &boot_id, progress)?;
     let reader = (0..readers.max(1)).map(|_| Ok(Box::new(open_read_only(path)?) as Box<dyn Read>));
     let reader = LedgerReader::new(reader.collect::<Result<_, OpenError>>()?);
@@ -163,7 +166,7 @@ pub fn open_read_only(path: &Path) -> Result<SqliteReader, OpenError> {
     let connect = || -> rusqlite::Result<(Connection, i64, i32)> {
         let connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        connection.set_prepared_statement_cache_capacity(32);
+        keep_plans(&connection, 32)?;
         // Reads are by key or go once over a table: a large cache would only be memory.
         connection
             .execute_batch("PRAGMA cache_size = -256; PRAGMA temp_store = MEMORY; PRAGMA query_only = 1;")?;
@@ -227,12 +230,21 @@ fn may(path: &Path, access: Access) -> io::Result<()> {
     if std::fs::metadata(path)?.is_file() { Ok(()) } else { Err(io::Error::other("not a regular file")) }
 }
 
+/// Statements are compiled once, `kept` of them. Without the "query planner stability guarantee" SQLite compiles some
+/// again whenever a parameter changes, because a partial index might be of use for the new value.
+fn keep_plans(connection: &Connection, kept: usize) -> rusqlite::Result<()> {
+    connection.set_prepared_statement_cache_capacity(kept);
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(())
+}
+
 fn connect_writer(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.set_prepared_statement_cache_capacity(64);
+    keep_plans(&connection, 64)?;
     // auto_vacuum first: it is fixed once the first page is written, and journal_mode writes it.
+    // No wal_autocheckpoint: checkpoint.rs takes it over.
     // temp_store: savepoints keep their pages in memory; nothing is written outside the ledger's folder.
     connection.execute_batch(
         "PRAGMA auto_vacuum = INCREMENTAL;
@@ -241,7 +253,6 @@ fn connect_writer(path: &Path) -> Result<Connection, StoreError> {
          PRAGMA temp_store = MEMORY;
          PRAGMA foreign_keys = OFF;
          PRAGMA cache_size = -2048;
-         PRAGMA wal_autocheckpoint = 1000;
          PRAGMA journal_size_limit = 16777216;",
     )?;
     let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;

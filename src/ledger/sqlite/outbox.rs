@@ -6,8 +6,9 @@ use rusqlite::params;
 use url::Url;
 
 use super::super::store::{Recorded, StoreError};
+use super::counters::Delta;
 use super::number;
-use super::writer::{Delta, Facts, SqliteStore, damaged};
+use super::writer::{Facts, SqliteStore, damaged};
 use crate::model::batch::Status;
 use crate::model::body::{self, BatchFacts, DeliveryCounts, FailedProduct, SummaryFacts};
 use crate::model::delivery::{AttemptRecord, AttemptResult, DeliveryState, Endpoint, LaneNo, Subject};

@@ -43,6 +43,18 @@ fn options() -> OpenOptions {
     }
 }
 
+/// What is said of a ledger whose process has ended: a neighbour test that starts a process holds a copy of our lock for
+/// a moment.
+fn open_when_free(path: &Path, options: OpenOptions) -> Result<Opened, OpenError> {
+    for _ in 0..200 {
+        match open_ledger(path, options.clone()) {
+            Err(OpenError::Locked { .. }) => std::thread::park_timeout(Duration::from_millis(10)),
+            opened => return opened,
+        }
+    }
+    panic!("still locked");
+}
+
 /// A ledger in a folder of its own, and the store that holds it.
 struct Lab {
     path: PathBuf,
@@ -84,7 +96,7 @@ impl Lab {
         Claim { epoch: self.report().epoch, incarnation }
     }
 
-    /// Runs one command as the actor does: transaction, savepoint, commit.
+    /// Runs one command as the actor does: transaction, savepoint, commit, chores.
     fn try_write<T>(
         &mut self,
         f: impl FnOnce(&mut SqliteStore) -> Result<T, StoreError>,
@@ -94,6 +106,7 @@ impl Lab {
         let result = store.savepoint().and_then(|()| f(store)).and_then(|value| {
             store.release()?;
             store.commit()?;
+            store.tend()?;
             Ok(value)
         });
         if result.is_err() {
@@ -124,6 +137,7 @@ impl Lab {
     /// since closing them would tidy up.
     fn die_and_open(&mut self) -> OpenReport {
         self.deaths += 1;
+        self.assert_compiled_once();
         let folder = self.dir.join(self.deaths.to_string());
         std::fs::create_dir(&folder).unwrap();
         let path = folder.join("ledger.db");
@@ -138,20 +152,17 @@ impl Lab {
         self.report()
     }
 
+    /// A kept statement that is compiled at every use costs more than it does.
+    fn assert_compiled_once(&mut self) {
+        for (sql, times) in self.store().recompiled() {
+            assert!(times <= 2, "compiled again {times} times: {sql}");
+        }
+    }
+
     /// The process ends in order, and another one starts.
     fn reopen(&mut self) {
         self.opened = None;
-        for _ in 0..200 {
-            match open_ledger(&self.path, self.options.clone()) {
-                // A neighbour test that starts a process holds a copy of our lock for a moment.
-                Err(OpenError::Locked { .. }) => std::thread::park_timeout(Duration::from_millis(10)),
-                opened => {
-                    self.opened = Some(opened.unwrap());
-                    return;
-                }
-            }
-        }
-        panic!("still locked");
+        self.opened = Some(open_when_free(&self.path, self.options.clone()).unwrap());
     }
 
     fn accept(&mut self, batch: &NewBatch) -> Accepted {

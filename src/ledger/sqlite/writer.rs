@@ -1,24 +1,33 @@
 //! The writing connection: accept, claim, start, end. The outbox half is in `outbox.rs`.
 
+#[cfg(test)]
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+#[cfg(test)]
+use std::sync::Mutex;
 use std::time::Duration;
 
+#[cfg(test)]
+use rusqlite::StatementStatus;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row, params};
 use serde_json::value::RawValue;
 
 use super::super::store::{AcceptAnswer, Addressing, Claim, Claimed, Ended, Recorded, Store, StoreError};
+use super::checkpoint::{Checkpointer, Step, checkpoint};
+use super::counters::Delta;
 use super::number;
 use super::outbox::Lane;
-use crate::model::batch::{Accepted, Fate, IntakeCounts, NewBatch, NewProduct, Outcome, Repeat, Status};
+use crate::model::batch::{Accepted, Fate, IntakeCounts, NewBatch, NewProduct, Outcome, Repeat};
 use crate::model::body::{self, BatchFacts, EntryFacts};
-use crate::model::delivery::{AttemptRecord, DeliveryNo, DeliveryState, LaneNo};
+use crate::model::delivery::{AttemptRecord, DeliveryNo, LaneNo};
 use crate::model::{BatchId, BatchNo, ProductKey};
 
 /// The one writer of an SQLite ledger.
 #[derive(Debug)]
 pub struct SqliteStore {
     // Closed before the lock is let go: fields drop in this order.
+    checkpointer: Checkpointer,
     connection: Connection,
     _lock: File,
     path: PathBuf,
@@ -27,36 +36,8 @@ pub struct SqliteStore {
     /// Whether accepts must leave the rest of the disk alone; looked up once per group.
     low: Option<bool>,
     commits: u32,
-}
-
-/// How many products and product deliveries move between states; the same for the batch and for the whole ledger.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Delta {
-    pub accepted: i64,
-    pub queued: i64,
-    pub claimed: i64,
-    /// In the order of [`Status::ALL`].
-    pub ended: [i64; 8],
-    /// In the order of [`DeliveryState::ALL`].
-    pub deliveries: [i64; 6],
-}
-
-impl Delta {
-    pub fn put_back(count: i64) -> Self {
-        Self { queued: count, claimed: -count, ..Self::default() }
-    }
-
-    pub fn moved(from: DeliveryState, to: DeliveryState, count: i64) -> Self {
-        let mut delta = Self::default();
-        delta.deliveries[from as usize] -= count;
-        delta.deliveries[to as usize] += count;
-        delta
-    }
-
-    pub fn end(&mut self, status: Status, delivery: DeliveryState) {
-        self.ended[status as usize - 1] += 1;
-        self.deliveries[delivery as usize] += 1;
-    }
+    #[cfg(test)]
+    recompiled: Mutex<HashMap<String, i32>>,
 }
 
 /// States of a product. What the ledger stores: never renumber.
@@ -98,13 +79,25 @@ const CLOSE_WITHIN: Duration = Duration::from_millis(200);
 
 impl SqliteStore {
     pub(super) fn new(
-        connection: Connection,
+        mut connection: Connection,
         lock: File,
         path: PathBuf,
         addressing: Addressing,
         free_bytes_min: u64,
-    ) -> Self {
-        Self { connection, _lock: lock, path, addressing, free_bytes_min, low: None, commits: 0 }
+    ) -> Result<Self, StoreError> {
+        let checkpointer = Checkpointer::start(&path, &mut connection)?;
+        Ok(Self {
+            checkpointer,
+            connection,
+            _lock: lock,
+            path,
+            addressing,
+            free_bytes_min,
+            low: None,
+            commits: 0,
+            #[cfg(test)]
+            recompiled: Mutex::default(),
+        })
     }
 
     pub(super) fn connection(&self) -> &Connection {
@@ -116,7 +109,16 @@ impl SqliteStore {
     }
 
     pub(super) fn statement(&self, sql: &str) -> Result<CachedStatement<'_>, StoreError> {
-        Ok(self.connection.prepare_cached(sql)?)
+        let statement = self.connection.prepare_cached(sql)?;
+        #[cfg(test)]
+        self.recompiled.lock().unwrap().insert(sql.into(), statement.get_status(StatementStatus::RePrepare));
+        Ok(statement)
+    }
+
+    /// How often SQLite compiled each statement again although it was kept.
+    #[cfg(test)]
+    pub(super) fn recompiled(&self) -> HashMap<String, i32> {
+        self.recompiled.lock().unwrap().clone()
     }
 
     /// Runs a prepared statement; how many rows it changed.
@@ -142,31 +144,6 @@ impl SqliteStore {
         let mut statement = self.statement(sql)?;
         let rows = statement.query_map(params, read)?;
         Ok(rows.collect::<Result<_, _>>()?)
-    }
-
-    /// L5: moves the counters of the batch and of the ledger. Nothing else touches them.
-    pub(super) fn count(&self, batch: BatchNo, delta: &Delta) -> Result<(), StoreError> {
-        let Delta { accepted, queued, claimed, ended: e, deliveries: d } = *delta;
-        self.run(
-            "UPDATE progress SET queued = queued + ?2, claimed = claimed + ?3,
-                 found = found + ?4, not_found = not_found + ?5, ean_mismatch = ean_mismatch + ?6,
-                 not_in_catalogue = not_in_catalogue + ?7, ignored = ignored + ?8, skipped = skipped + ?9,
-                 failed = failed + ?10, cancelled_products = cancelled_products + ?11,
-                 waiting = waiting + ?12, taken = taken + ?13, dead = dead + ?14, stopped = stopped + ?15,
-                 withheld = withheld + ?16, unaddressed = unaddressed + ?17
-             WHERE batch = ?1",
-            params![
-                batch.0, queued, claimed, e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7], d[0], d[1], d[2],
-                d[3], d[4], d[5]
-            ],
-        )?;
-        self.run(
-            "UPDATE tally SET accepted = accepted + ?1, queued = queued + ?2, claimed = claimed + ?3,
-                 ended = ended + ?4, waiting = waiting + ?5, taken = taken + ?6, dead = dead + ?7,
-                 stopped = stopped + ?8, withheld = withheld + ?9, unaddressed = unaddressed + ?10",
-            params![accepted, queued, claimed, e.iter().sum::<i64>(), d[0], d[1], d[2], d[3], d[4], d[5]],
-        )?;
-        Ok(())
     }
 
     /// The product may be claimed again: the scan for free ones must not begin behind it.
@@ -273,11 +250,11 @@ impl SqliteStore {
             ],
         )?;
         let no = BatchNo(self.connection.last_insert_rowid());
-        self.run("INSERT INTO progress (batch, cursor, queued) VALUES (?1, 1, 0)", [no.0])?;
         Ok(Accepted { batch: no, batch_id: batch.batch_id.clone(), total, counts, refused, repeat: None })
     }
 
-    fn insert_products(&self, facts: &Facts, batch: &NewBatch, now_ms: i64) -> Result<(), StoreError> {
+    /// All entries, with the counters; whether any of them is open.
+    fn insert_products(&self, facts: &Facts, batch: &NewBatch, now_ms: i64) -> Result<bool, StoreError> {
         let mut delta = Delta { accepted: batch.products.len() as i64, ..Delta::default() };
         let mut lane = None;
         for (index, product) in (1..).zip(&batch.products) {
@@ -305,7 +282,8 @@ impl SqliteStore {
                 }
             }
         }
-        self.count(facts.no, &delta)
+        self.count_first(facts.no, &delta)?;
+        Ok(delta.queued > 0)
     }
 
     fn insert_queued(
@@ -473,12 +451,7 @@ impl SqliteStore {
         if bytes <= WAL_BYTES_MAX {
             return Ok(());
         }
-        let checkpoint = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
-        match checkpoint.map_err(StoreError::from) {
-            // No room to move the pages, or a reader that takes its time: the next look does it.
-            Ok(_) | Err(StoreError::Full { .. } | StoreError::Other(_)) => Ok(()),
-            Err(error @ (StoreError::Medium(_) | StoreError::Corrupt(_))) => Err(error),
-        }
+        checkpoint(&self.connection, "TRUNCATE")
     }
 
     /// SQLite rolls a transaction back by itself after some errors. Going on would commit the rest piece by piece.
@@ -493,9 +466,10 @@ impl SqliteStore {
 /// An orderly end leaves one complete file: SQLite itself does so only if the writer is the last to close.
 impl Drop for SqliteStore {
     fn drop(&mut self) {
+        self.checkpointer.stop();
         let _ = self.connection.busy_timeout(CLOSE_WITHIN);
         // If it cannot be done now, the next start does it.
-        let _ = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        let _ = checkpoint(&self.connection, "TRUNCATE");
     }
 }
 
@@ -569,6 +543,13 @@ impl Store for SqliteStore {
     fn commit(&mut self) -> Result<(), StoreError> {
         self.must_be_open()?;
         self.run("COMMIT", [])?;
+        Ok(())
+    }
+
+    fn tend(&mut self) -> Result<(), StoreError> {
+        if self.checkpointer.after_commit()? == Step::Finish {
+            checkpoint(&self.connection, "PASSIVE")?;
+        }
         self.commits = self.commits.wrapping_add(1);
         if self.commits.is_multiple_of(WAL_LOOK_EVERY) {
             self.look_at_wal()?;
@@ -617,8 +598,9 @@ impl Store for SqliteStore {
             metadata: batch.metadata.as_ref().map(|metadata| metadata.get().to_owned()),
             webhook_url: batch.webhook_url.clone(),
         };
-        self.insert_products(&facts, batch, now_ms)?;
-        self.settle(accepted.batch, now_ms)?;
+        if !self.insert_products(&facts, batch, now_ms)? {
+            self.settle(accepted.batch, now_ms)?;
+        }
         Ok(AcceptAnswer::Accepted(accepted))
     }
 

@@ -8,10 +8,9 @@ use glaneur_kit::shop::{Conduct, Hit, Purpose, When};
 use glaneur_kit::{Daemon, Gate, ShopKind};
 use serde_json::json;
 
+use super::CLAIMS_MAX;
 use crate::support::{Stage, accepted, batch, stocked};
 
-/// The default of `ledger.claims_max`.
-const CLAIMS_MAX: usize = 4;
 const POISON: &str = "0748322148474";
 const INNOCENT: [&str; 3] = ["0748322148481", "3701129820322", "3701129811955"];
 

@@ -138,7 +138,7 @@ fn a_newer_schema_is_refused_naming_both_versions_and_nothing_is_changed() {
     let mut lab = Lab::new();
     lab.opened = None;
     Connection::open(&lab.path).unwrap().execute_batch("PRAGMA user_version = 7").unwrap();
-    let refused = open_ledger(&lab.path, options()).unwrap_err();
+    let refused = open_when_free(&lab.path, options()).unwrap_err();
     assert!(matches!(refused, OpenError::Newer { found: 7, known: 1, .. }), "{refused}");
     assert!(refused.to_string().contains("schema 7") && refused.to_string().contains("newer than 1"));
     assert!(matches!(open_read_only(&lab.path), Err(OpenError::Newer { .. })));
@@ -175,7 +175,7 @@ fn a_corrupted_file_is_refused_with_what_to_do() {
         let mut bytes = std::fs::read(&lab.path).unwrap();
         damage(&mut bytes);
         std::fs::write(&lab.path, bytes).unwrap();
-        let refused = open_ledger(&lab.path, options()).unwrap_err();
+        let refused = open_when_free(&lab.path, options()).unwrap_err();
         assert!(matches!(refused, OpenError::Corrupt { .. }), "{what}: {refused:?}");
         assert!(refused.to_string().contains("restore a backup"), "{refused}");
     }
@@ -192,7 +192,7 @@ fn damage_found_later_is_told_as_damage() {
     let start = (page as usize - 1) * 4096;
     bytes[start..start + 4096].fill(0xff);
     std::fs::write(&lab.path, bytes).unwrap();
-    lab.opened = Some(open_ledger(&lab.path, options()).unwrap());
+    lab.opened = Some(open_when_free(&lab.path, options()).unwrap());
     let accepted = lab.accept(&batch(vec![visit(1)]));
     lab.claim(accepted.batch, 1);
     let claim = lab.claim_of(1);

@@ -201,6 +201,7 @@ fn the_laws_hold_after_every_commit_of_a_long_random_walk_with_deaths() {
         }
         assert_laws(&walk.lab);
         walk.bodies_are_frozen();
+        walk.lab.assert_compiled_once();
         // The walk went where there was something to lose.
         let tally = walk.lab.reader().tally().unwrap();
         println!("{tally:?}, {} lost groups, {} crashed", walk.lost, walk.crashed);
