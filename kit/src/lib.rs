@@ -33,6 +33,7 @@ pub mod manager;
 pub mod proxy;
 pub mod receiver;
 pub mod shop;
+pub mod systemd;
 pub mod tor;
 
 pub use clock::WallClock;

@@ -28,7 +28,7 @@ impl<T> Default for Records<T> {
 
 impl<T: Clone + fmt::Debug + Send + Sync> Records<T> {
     /// Appends one, and wakes who waits.
-    pub(crate) fn push(&self, one: T) {
+    pub fn push(&self, one: T) {
         // Copies the list only if somebody looks at it right now.
         self.all.send_modify(|all| Arc::make_mut(all).push(one));
     }

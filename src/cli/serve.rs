@@ -186,6 +186,9 @@ fn tell_start(config: &Config, path: &Path, address: SocketAddr, epoch: i64) {
     if shops.is_empty() {
         Event::NoShopEnabled {}.emit();
     }
+    if config.webhooks.product_url.url().is_none() {
+        Event::WebhooksUnaddressed {}.emit();
+    }
     for what in assemble::direct_ways(config) {
         Event::DirectAnnounced { what: &what }.emit();
     }

@@ -81,6 +81,9 @@ events! {
     /// No shop is in use; every submit gets 503 until one is enabled.
     NoShopEnabled = "no_shop_enabled", WARN, "no shop is enabled: set sites.<name>.enabled = true" {}
         => "Set sites.NAME.enabled = true in the configuration and reload."
+    /// `webhooks.product_url` is "none": outcomes are kept and counted, and nothing is sent until it is set.
+    WebhooksUnaddressed = "webhooks_unaddressed", WARN, "outcomes are kept and not sent: set webhooks.product_url" {}
+        => "Set webhooks.product_url in the configuration and reload. Nothing, if outcomes are only to be kept."
     /// The process died while these products were being visited; they are charged with the death.
     DeathsCharged = "deaths_charged", WARN, "the last process died; products in hand are charged"
         { products: u64, crashed: u64 }

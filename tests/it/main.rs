@@ -17,4 +17,5 @@ mod restart;
 mod rubbish;
 mod scrape;
 mod shutdown;
+mod systemd;
 mod tor;

@@ -24,7 +24,7 @@ async fn network() -> MutexGuard<'static, TorNetwork> {
     NETWORK.get_or_init(start).await.lock().await
 }
 
-fn stage_behind(network: &TorNetwork, catalogue: Catalogue) -> Stage {
+pub fn stage_behind(network: &TorNetwork, catalogue: Catalogue) -> Stage {
     let shops = Shops::start(catalogue, &network.aliases()).unwrap();
     let receiver = Receiver::start().unwrap();
     let mut config = impatient(&receiver).socks(network.socks());
@@ -34,7 +34,7 @@ fn stage_behind(network: &TorNetwork, catalogue: Catalogue) -> Stage {
     Stage { shops, receiver, config: own_search(config) }
 }
 
-fn assert_only_exits_came(network: &TorNetwork, stage: &Stage) {
+pub fn assert_only_exits_came(network: &TorNetwork, stage: &Stage) {
     for hit in stage.shops.all.iter().flat_map(glaneur_kit::Shop::hits) {
         assert!(network.exit_of(hit.local).is_some(), "{hit:?} came by no exit");
     }

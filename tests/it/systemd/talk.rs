@@ -1,0 +1,73 @@
+//! What the daemon tells the manager, and what the manager does with it.
+
+use glaneur_kit::Gate;
+use glaneur_kit::shop::{Conduct, When};
+
+use super::service::{Service, under_systemd};
+use crate::support::{LONG, REAL, Stage, accepted, batch, stocked};
+
+/// A service that has a batch and visits that wait for the gate.
+async fn at_work(service: &Service, stage: &Stage, gate: &Gate) {
+    service.configure_for(stage);
+    stage.shops.behave(&When::Always, &Conduct::Normal.held(gate));
+    service.does("start");
+    accepted(service.submit(&batch(REAL)).await.unwrap());
+    stage.shops.all[0].records().wait_until(|hits| !hits.is_empty(), LONG).await.unwrap();
+}
+
+/// The next start has no fail point any more.
+async fn a_hang_ends_by_the_watchdog(service: Service, point: &'static str) {
+    service.drop_in("watchdog", "WatchdogSec=2s");
+    service.drop_in("hang", &format!("Environment=GLANEUR_FAIL={point}"));
+    let stage = Stage::direct(stocked(&REAL)).set("fetch", "visit_deadline", "2s");
+    let gate = Gate::closed();
+    at_work(&service, &stage, &gate).await;
+    service.take_back("hang");
+    service.wait_until("NRestarts", |restarts| restarts == "1").await;
+    gate.open();
+    stage.finished(REAL.len()).await;
+    assert_eq!(service.said("Watchdog timeout"), 1, "{}", service.journal());
+    assert_eq!(service.said("watchdog_withheld"), 1);
+    assert_eq!((service.show("NRestarts"), service.show("ActiveState")), ("1".into(), "active".into()));
+}
+
+#[test]
+fn a_root_that_hangs_is_killed_by_the_watchdog_and_the_batch_ends() {
+    under_systemd(|service| a_hang_ends_by_the_watchdog(service, "root.tick=hang@3"));
+}
+
+#[test]
+fn a_visit_that_hangs_is_killed_by_the_watchdog_and_the_batch_ends() {
+    under_systemd(|service| a_hang_ends_by_the_watchdog(service, "scraper.visit=hang@2"));
+}
+
+/// "draining 7 visits, 3 deliveries, 12 s left".
+fn seconds_left(status: &str) -> Option<u64> {
+    status.strip_prefix("draining")?.strip_suffix(" s left")?.rsplit(' ').next()?.parse().ok()
+}
+
+#[test]
+fn a_drain_longer_than_the_stop_time_is_waited_for_and_loses_nothing() {
+    const STOP_TIME_S: u64 = 2;
+    under_systemd(|service| async move {
+        let stage = Stage::direct(stocked(&REAL));
+        service.drop_in("stop", &format!("TimeoutStopSec={STOP_TIME_S}s"));
+        let gate = Gate::closed();
+        at_work(&service, &stage, &gate).await;
+        service.wait_until("StatusText", |status| status.contains(" visits")).await;
+        service.systemctl(&["stop", "--no-block", "glaneur.socket", "glaneur.service"]);
+        let status = service.wait_until("StatusText", |status| seconds_left(status).is_some()).await;
+        assert!(status.contains(" visits"), "{status}");
+        let begun = seconds_left(&status).unwrap();
+        let late = |status: &str| seconds_left(status).is_some_and(|left| left + STOP_TIME_S + 2 <= begun);
+        service.wait_until("StatusText", late).await;
+        assert_eq!(service.show("ActiveState"), "deactivating");
+        gate.open();
+        service.wait_until("ActiveState", |state| state == "inactive").await;
+        assert_eq!((service.show("Result"), service.show("ExecMainStatus")), ("success".into(), "0".into()));
+        service.does("start");
+        let (products, _) = stage.finished(REAL.len()).await;
+        assert!(products.iter().all(|product| product["status"] == "found"), "{products:?}");
+        assert_eq!(service.said("deaths_charged"), 0);
+    });
+}
