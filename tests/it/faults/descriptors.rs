@@ -51,6 +51,7 @@ fn limit(daemon: &Daemon, current: Option<u64>) {
 }
 
 /// It does next to nothing, and says little.
+#[expect(clippy::print_stdout, reason = "shown when the test fails")]
 async fn assert_no_spin(daemon: &Daemon) {
     let (cpu, lines, begun) = (daemon.cpu_time().unwrap(), daemon.log().len(), Instant::now());
     tokio::time::sleep(WATCHED_FOR).await;
