@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod cli;
 pub mod config;
+pub mod descriptors;
 pub mod exit;
 pub mod failpoint;
 pub mod ingress;

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::{complain, find};
 use crate::config::Config;
+use crate::descriptors;
 use crate::exit::Exit;
 use crate::ledger::audit;
 use crate::ledger::sqlite::{self, OpenError};
@@ -35,7 +36,7 @@ pub fn run(config: Option<&Path>) -> Exit {
         Ok(handed) => handed,
         Err(error) => return complain_and(Exit::Listen, error),
     };
-    raise_descriptors();
+    descriptors::raise_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return complain_and(Exit::Escalated, format_args!("cannot start threads: {error}")),
@@ -44,16 +45,6 @@ pub fn run(config: Option<&Path>) -> Exit {
     // Threads that still parse or read are not waited for: what counts is on disk.
     runtime.shutdown_timeout(Duration::ZERO);
     exit
-}
-
-/// The usual soft limit of 1024 descriptors dates from select(2); `server.connections_max` alone would use them up, and
-/// the visits and the ledger would find none.
-fn raise_descriptors() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    // Up to the hard limit anybody may; if not, the listener pauses when there are none left.
-    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 async fn serve(

@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use super::Settings;
 use super::service::{Asker, Probe};
 use super::stream::Stream;
+use crate::descriptors;
 use crate::failpoint::{self, Point};
 use crate::ledger::LedgerHandle;
 use crate::telemetry::Event;
@@ -209,7 +210,11 @@ async fn accept_all(listener: Arc<TcpListener>, me: ActorRef<Msg>, shared: Arc<S
     let mut phase = shared.phase.subscribe();
     let accept = async {
         let mut failures = 0;
+        let (mut told_full, mut told_paused) = (None, None);
         loop {
+            if shared.slots.available_permits() == 0 && descriptors::is_time(&mut told_full, Instant::now()) {
+                Event::ConnectionsFull { connections: shared.slots_max.into() }.emit();
+            }
             match accept_one(&listener, &shared.slots).await {
                 Ok((tcp, peer, slot)) => {
                     failures = 0;
@@ -218,7 +223,7 @@ async fn accept_all(listener: Arc<TcpListener>, me: ActorRef<Msg>, shared: Arc<S
                 }
                 Err(error) => {
                     let Some(pause) = pause_after(&error, failures) else { continue };
-                    if failures == 0 {
+                    if descriptors::is_time(&mut told_paused, Instant::now()) {
                         Event::ListenerPaused { detail: &error.to_string() }.emit();
                     }
                     failures = failures.saturating_add(1);

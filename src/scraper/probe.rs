@@ -17,7 +17,9 @@
 //!
 //! Deliberately absent: `circuit-established` of the control port, which stays 1 with all relays dead.
 
+use crate::descriptors;
 use crate::scraper::circuit::socks::{Credentials, SocksReply};
+use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,11 +35,18 @@ const NAME_FOR_NOBODY: &str = "probe.invalid";
 pub struct TorAway {
     /// One line in plain words.
     pub reason: String,
+    /// Nothing is said of Tor: this machine had no descriptor to ask it with.
+    pub lack: bool,
 }
 
 impl TorAway {
     pub fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into() }
+        Self { reason: reason.into(), lack: false }
+    }
+
+    /// No connection to `socks` could be made.
+    pub fn unreached(socks: &str, error: &io::Error) -> Self {
+        Self { reason: format!("cannot reach {socks}: {error}"), lack: descriptors::is_lack(error) }
     }
 }
 
@@ -102,7 +111,7 @@ async fn ask(socks: &str, command: Command, name: &str) -> Result<SocksReply, To
 /// Connects and authenticates.
 async fn greet(socks: &str, credentials: &Credentials) -> Result<TcpStream, TorAway> {
     let reached = TcpStream::connect(socks).await;
-    let mut tcp = reached.map_err(|error| TorAway::new(format!("cannot reach {socks}: {error}")))?;
+    let mut tcp = reached.map_err(|error| TorAway::unreached(socks, &error))?;
     tcp.write_all(&[0x05, 0x01, 0x02]).await.map_err(|error| hung_up(socks, &error))?;
     let mut reply = [0; 2];
     tcp.read_exact(&mut reply).await.map_err(|error| hung_up(socks, &error))?;
@@ -133,7 +142,7 @@ pub(super) fn check_password(socks: &str, reply: [u8; 2]) -> Result<(), TorAway>
     }
 }
 
-fn hung_up(socks: &str, error: &std::io::Error) -> TorAway {
+fn hung_up(socks: &str, error: &io::Error) -> TorAway {
     TorAway::new(format!("{socks} hung up: {error}"))
 }
 

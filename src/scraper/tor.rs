@@ -79,6 +79,9 @@ impl TorGate {
 
     /// Somebody met Tor's absence. `prove_with`: the name of a host that no circuit reached.
     pub fn lose(&self, away: &TorAway, prove_with: Option<String>) {
+        if away.lack {
+            return; // Nobody knows; who met it waits and asks again.
+        }
         let reason = away.reason.clone();
         let lost = self.state.send_if_modified(|state| {
             if matches!(state, TorState::Away { .. }) {
@@ -120,6 +123,22 @@ impl TorGate {
             }
             let pause = if self.is_there() { LOOK_EVERY } else { LOOK_EVERY_WHEN_AWAY };
             tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lack_of_descriptors_says_nothing_of_tor() {
+        let gate = TorGate::new(([127, 0, 0, 1], 9050).into());
+        gate.find();
+        for (code, there) in [(24, true), (111, false)] {
+            let error = std::io::Error::from_raw_os_error(code);
+            gate.lose(&TorAway::unreached(gate.socks(), &error), None);
+            assert_eq!(gate.is_there(), there, "{error}");
         }
     }
 }

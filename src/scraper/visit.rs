@@ -17,6 +17,7 @@ use super::probe::{self, TorAway};
 use super::tor::TorState;
 use super::{Announced, CATALOGUE, Ticket, Visit};
 use crate::batch::machine::{Again, VisitEnd};
+use crate::descriptors;
 use crate::failpoint::{self, Point};
 use crate::ledger::LedgerError;
 use crate::ledger::store::{Claim, Store};
@@ -44,8 +45,8 @@ const PROOF_FRESH: Duration = Duration::from_millis(500);
 enum Stop {
     /// The attempt is charged.
     Failed { reason: Reason, again: Again },
-    /// Tor is not there: nothing is charged.
-    TorAway,
+    /// Tor is not there, or no descriptor: nothing is charged.
+    PutBack,
 }
 
 /// What one question needs: its way out, its pace, and the time it has left.
@@ -125,7 +126,7 @@ impl Call<'_> {
         match result {
             Ok(end) => end,
             Err(Stop::Failed { reason, again }) => VisitEnd::Failed { reason, again },
-            Err(Stop::TorAway) => VisitEnd::PutBack,
+            Err(Stop::PutBack) => VisitEnd::PutBack,
         }
     }
 
@@ -244,15 +245,22 @@ impl Call<'_> {
     /// Rule 4: a visit that timed out, or brought not one byte, is charged only once Tor is shown to be there now: it may
     /// have been paused while the time ran.
     async fn stop_for(&mut self, error: &FetchError, request: &Request, via: Via) -> Stop {
+        if error.is_lack() {
+            descriptors::wait().await;
+            return Stop::PutBack;
+        }
         if let FetchError::Tor(away) = error {
             self.gear.tor.lose(away, None);
-            return Stop::TorAway;
+            return Stop::PutBack;
         }
         if via == Via::Tor
             && let Err((away, prove_with)) = self.tor_was_there(error, request).await
         {
+            if away.lack {
+                descriptors::wait().await;
+            }
             self.gear.tor.lose(&away, prove_with);
-            return Stop::TorAway;
+            return Stop::PutBack;
         }
         let again = match error.verdict() {
             Verdict::RetryHere => Again::Soon,

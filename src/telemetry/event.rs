@@ -181,6 +181,16 @@ events! {
     /// The listener cannot accept, most often for want of file descriptors; it is tried again after a pause.
     ListenerPaused = "listener_paused", WARN, "cannot accept connections: trying again" { detail: &'a str }
         => "Raise LimitNOFILE, or lower server.connections_max."
+    /// As many connections are open as may be; who connects waits in the kernel, at no cost, until one ends.
+    ConnectionsFull = "connections_full", WARN, "as many connections as may be: others wait" { connections: u64 }
+        => "Find out who holds them. If they are meant, raise server.connections_max."
+    /// The limit of file descriptors leaves fewer connections than server.connections_max, beside the daemon's work.
+    ConnectionsCapped = "connections_capped", WARN, "too few file descriptors for server.connections_max"
+        { wanted: u64, allowed: u64, limit: u64 }
+        => "Raise LimitNOFILE, or lower server.connections_max."
+    /// No file descriptor is left: visits and webhooks wait and are tried again, and none is charged.
+    DescriptorsUsedUp = "descriptors_used_up", ERROR, "no file descriptor is left: visits and webhooks wait" {}
+        => "Raise LimitNOFILE, or look at what the process or the machine has open. All goes on by itself."
     /// All products of a batch ended.
     BatchEnded = "batch_ended", INFO, "batch ended" { batch_id: &'a str }
         => "Nothing."

@@ -10,6 +10,7 @@ use url::Url;
 
 use super::sign::{self, Secret};
 use super::verdict::{Answer, Response};
+use crate::descriptors;
 
 /// Of a refusal, kept for the person who looks.
 pub const REFUSAL_BYTES_MAX: usize = 2 * 1024;
@@ -39,6 +40,10 @@ pub struct Request<'a> {
 #[error("build the client of the webhooks")]
 pub struct ClientError(#[source] Box<dyn Error + Send + Sync>);
 
+/// Nothing was sent, through no fault of the receiver's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoDescriptor;
+
 impl Client {
     pub fn new() -> Result<Self, ClientError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -60,20 +65,21 @@ impl Client {
         client.build().map(Self).map_err(|error| ClientError(error.into()))
     }
 
-    /// Sends once. Never an error: whatever happens is an answer.
-    pub async fn send(&self, request: Request<'_>) -> Answer {
+    /// Sends once. Whatever happens is an answer, unless this machine had no descriptor to ask with.
+    pub async fn send(&self, request: Request<'_>) -> Result<Answer, NoDescriptor> {
         let Request { url, webhook_id, timestamp_s, secret, body, timeout } = request;
         let mut post = self.0.post(url).timeout(timeout).header(CONTENT_TYPE, "application/json");
         for (name, value) in sign::headers(secret, webhook_id, timestamp_s, &body) {
             post = post.header(name, value);
         }
-        match post.body(body).send().await {
+        Ok(match post.body(body).send().await {
             Ok(response) => read(response).await,
+            Err(error) if error.is_connect() && descriptors::is_lack(&error) => return Err(NoDescriptor),
             Err(error) if error.is_connect() || error.is_builder() => {
                 Answer::NotSent { reason: reason(error, "no connection") }
             }
             Err(error) => Answer::Unseen { reason: reason(error, "no answer") },
-        }
+        })
     }
 }
 

@@ -274,6 +274,59 @@ async fn a_folder_that_cannot_be_written_is_named() {
     let told = refusal(Daemon::start(BINARY, config).await.map(drop), Exit::File);
     assert!(told.contains(&*disk.path().to_string_lossy()), "{told}");
     assert!(told.to_lowercase().contains("read-only file system"), "{told}");
+    assert!(told.contains("Mount it for writing") && told.contains("ledger.url"), "{told}");
+}
+
+/// Files that nobody may write, not even who has them open, as on a file system that fell back to reading.
+struct Frozen(Vec<PathBuf>);
+
+impl Frozen {
+    fn freeze(files: Vec<PathBuf>) -> Self {
+        run(chattr("+i", &files));
+        Self(files)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        run(chattr("-i", &self.0));
+    }
+}
+
+fn chattr(flag: &str, files: &[PathBuf]) -> Command {
+    let mut chattr = Command::new("chattr");
+    chattr.arg(flag).args(files);
+    chattr
+}
+
+#[tokio::test]
+async fn a_ledger_that_became_read_only_ends_the_process_cleanly_and_all_goes_on_when_it_is_writable() {
+    // Not in /tmp, which may be a tmpfs: that one lets who has a file open go on writing it.
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let ledger = dir.path().join("ledger.sqlite");
+    let stage = Stage::of(40).set("ledger", "url", format!("sqlite:{}", ledger.display()));
+    let gate = Gate::closed();
+    stage.shops.behave(&When::Pages, &Conduct::Normal.held(&gate));
+    let mut daemon = stage.start().await;
+    let bodies = bodies(2);
+    accepted(daemon.submit(&bodies[0]).await.unwrap());
+    stage.shops.all[0].wait_until(|hits| hits.len() >= 2, LONG).await.unwrap();
+
+    let frozen = Frozen::freeze(vec![ledger.clone(), dir.path().join("ledger.sqlite-wal")]);
+    let answer = daemon.submit(&bodies[1]).await;
+    assert!(answer.as_ref().map_or(true, |(status, _)| *status != 202), "{answer:?}");
+    assert_eq!(daemon.wait_exit().await.unwrap(), i32::from(Exit::Escalated.code()));
+    assert_eq!(daemon.events("ledger_lost").len(), 1);
+    let told = refusal(daemon.restart().await, Exit::File);
+    assert!(told.contains(&*ledger.to_string_lossy()) && told.contains("ls -l, lsattr"), "{told}");
+
+    drop(frozen);
+    gate.open();
+    daemon.restart().await.unwrap();
+    assert!(daemon.events("deaths_charged").is_empty(), "the end was nobody's fault");
+    let (products, _) = stage.finished(20).await;
+    assert!(products.iter().all(|product| product["status"] == "found"));
+    accepted(daemon.submit(&bodies[1]).await.unwrap());
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use super::complain_and;
 use crate::batch;
 use crate::cli::secrets::Secrets;
 use crate::config::{self, Config};
+use crate::descriptors::{self, Needs};
 use crate::exit::Exit;
 use crate::ingress;
 use crate::ledger::LedgerHandle;
@@ -281,7 +282,10 @@ fn ingress_settings(config: &Config, token: Option<ingress::Token>) -> ingress::
             header_timeout: server.header_timeout,
             body_timeout: server.body_timeout,
             request_timeout: server.request_timeout,
-            connections_max: server.connections_max,
+            connections_max: descriptors::for_connections(
+                server.connections_max,
+                Needs { scrapers: config.tor.circuits, webhooks_at_once: config.webhooks.concurrency },
+            ),
         },
     }
 }

@@ -93,7 +93,7 @@ pub enum OpenError {
     Corrupt { path: PathBuf, detail: String },
     #[error("no room on the disk of the ledger {}: free some, then start again", path.display())]
     Full { path: PathBuf },
-    #[error("cannot {deed} {}: {source}", path.display())]
+    #[error("cannot {deed} {}: {source}{}", path.display(), way_out(source))]
     Io {
         deed: &'static str,
         path: PathBuf,
@@ -195,6 +195,20 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 fn io_error(deed: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.to_owned();
     move |source| OpenError::Io { deed, path, source }
+}
+
+/// What a person can do about what the system refuses.
+fn way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => {
+            ". Mount it for writing (dmesg says why it is not), or name another place in ledger.url"
+        }
+        io::ErrorKind::PermissionDenied => {
+            ". Let the user of the daemon write the file and its folder (ls -l, lsattr), or name another place in \
+             ledger.url"
+        }
+        _ => "",
+    }
 }
 
 fn lock(path: &Path) -> Result<File, OpenError> {

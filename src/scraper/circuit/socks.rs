@@ -83,7 +83,7 @@ pub(super) enum Dialled {
 pub(super) async fn dial(socks: &str, host: &str, port: u16, credentials: &Credentials) -> Dialled {
     let tcp = match tokio::time::timeout(GREETING_WITHIN, TcpStream::connect(socks)).await {
         Ok(Ok(tcp)) => tcp,
-        Ok(Err(error)) => return Dialled::Away(TorAway::new(format!("cannot reach {socks}: {error}"))),
+        Ok(Err(error)) => return Dialled::Away(TorAway::unreached(socks, &error)),
         Err(_) => {
             return Dialled::Away(TorAway::new(format!("cannot reach {socks} within {GREETING_WITHIN:?}")));
         }

@@ -1,5 +1,6 @@
 //! Why a fetch produced no page, and what that says about the next attempt.
 
+use crate::descriptors;
 use crate::scraper::circuit::{OnionFailure, SocksReply};
 use crate::scraper::decode::DecodeError;
 use crate::scraper::probe::TorAway;
@@ -118,6 +119,32 @@ impl FetchError {
             | Self::RedirectDowngrade
             | Self::RedirectInvalid
             | Self::TooManyRedirects { .. } => true,
+        }
+    }
+
+    /// This machine had no descriptor for the attempt: no shop and no circuit is to blame.
+    pub fn is_lack(&self) -> bool {
+        match self {
+            Self::Tor(away) => away.lack,
+            Self::Connect { source, .. } => descriptors::is_lack(source),
+            Self::Unreached { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::Tls { .. }
+            | Self::FirstByteTimeout { .. }
+            | Self::SilenceTimeout { .. }
+            | Self::Deadline { .. }
+            | Self::HungUp { .. }
+            | Self::Truncated { .. }
+            | Self::Protocol { .. }
+            | Self::HeadTooLarge { .. }
+            | Self::BodyTooLarge { .. }
+            | Self::DecodedTooLarge { .. }
+            | Self::Encoding { .. }
+            | Self::RedirectElsewhere { .. }
+            | Self::RedirectDowngrade
+            | Self::RedirectInvalid
+            | Self::TooManyRedirects { .. }
+            | Self::Request { .. } => false,
         }
     }
 

@@ -11,13 +11,14 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::{Failure, Lane};
+use crate::descriptors;
 use crate::failpoint::Point;
 use crate::ledger::store::{Recorded, Store, StoreError};
 use crate::ledger::{LedgerError, LedgerHandle};
 use crate::model::delivery::{AttemptRecord, AttemptResult, DeliveryNo, DueDelivery, Endpoint, LaneNo};
 use crate::telemetry::Event;
 use crate::webhook::actor::{Deps, gave_up};
-use crate::webhook::client::{REFUSAL_BYTES_MAX, Request};
+use crate::webhook::client::{NoDescriptor, REFUSAL_BYTES_MAX, Request};
 use crate::webhook::clock::{Clock, Moment};
 use crate::webhook::in_hand::Hold;
 use crate::webhook::verdict::{self, Answer, Verdict};
@@ -431,15 +432,21 @@ async fn attempt(deps: Deps, lane: LaneNo, delivery: Arc<DueDelivery>) -> Attemp
         Err(reason) => return Attempted::Withheld { reason },
     };
     let begin = Instant::now();
-    let request = Request {
-        url,
-        webhook_id: &webhook_id(&delivery),
-        timestamp_s: deps.time.now().wall_ms / 1_000,
-        secret: settings.secret.as_ref(),
-        body: delivery.body.clone(),
-        timeout: settings.timeout,
+    let answer = loop {
+        let request = Request {
+            url: url.clone(),
+            webhook_id: &webhook_id(&delivery),
+            timestamp_s: deps.time.now().wall_ms / 1_000,
+            secret: settings.secret.as_ref(),
+            body: delivery.body.clone(),
+            timeout: settings.timeout,
+        };
+        match deps.client.send(request).await {
+            Ok(answer) => break answer,
+            // No attempt was made: the lane must not park for it, and nothing is recorded.
+            Err(NoDescriptor) => descriptors::wait().await,
+        }
     };
-    let answer = deps.client.send(request).await;
     let took = begin.elapsed();
     deps.spring(delivery.no);
     let verdict = verdict::judge(&answer, delivery.answer_unseen, deps.time.now().wall_ms);
