@@ -153,6 +153,8 @@ fn a_first_start_succeeds_and_names_the_keys_to_set() {
         for key in ["webhooks.product_url", "sites.<name>.enabled"] {
             assert_eq!(service.said(&format!("set {key}")), 1, "{}", service.journal());
         }
+        // journalctl -x says what to do about it.
+        assert!(service.explained().contains("Set webhooks.product_url in the configuration and reload"));
         let (status, answer) = service.submit(&json!({"eans": REAL})).await.unwrap();
         assert_eq!(status, 503, "no shop is in use: {answer}");
     });
