@@ -16,6 +16,7 @@
 //! What each of them saw is a list of [`records::Records`], which a test can wait on: nothing here sleeps and hopes.
 //! Deliberately absent: any dependency on the glaneur crate. The kit knows the daemon as its users do.
 
+mod apt;
 mod trouble;
 
 mod form;
@@ -25,6 +26,7 @@ pub mod records;
 mod server;
 
 pub mod client;
+pub mod clock;
 pub mod daemon;
 pub mod magento;
 pub mod manager;
@@ -34,6 +36,7 @@ pub mod shop;
 pub mod systemd;
 pub mod tor;
 
+pub use clock::WallClock;
 pub use daemon::{Config, Daemon};
 pub use gate::Gate;
 pub use magento::Magento;

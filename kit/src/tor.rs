@@ -43,7 +43,7 @@ use self::{
     node::{AUTHORITY, CLIENT, FirstVote, Node, relay_name},
     subnet::{CONTROL_PORT, DIR_PORT, SOCKS_PORT, Subnet},
 };
-use crate::{Because, Result, Trouble};
+use crate::{Because, Result, Trouble, apt};
 
 /// The authority and three exits: paths have three relays, so one may be lost.
 const RELAYS: u8 = 4;
@@ -436,29 +436,7 @@ impl Drop for TorNetwork {
 
 /// Installs tor from the system's packages if it is missing, which needs root; else says what to run.
 pub fn ensure_tor() -> Result<()> {
-    if is_installed() {
-        return Ok(());
-    }
-    if !rustix::process::getuid().is_root() {
-        return Err(Trouble::new(format!("tor is not installed; run this first: sudo {INSTALL}")));
-    }
-    for arguments in [&["update"][..], &["install", "-y", "tor"]] {
-        let deed = format!("run apt-get {}", arguments.join(" "));
-        let mut apt = Command::new("apt-get");
-        // Its standard output is not ours to fill; its complaints are for the person who waits.
-        apt.args(arguments)
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        let status = apt.status().because(&deed)?;
-        if !status.success() {
-            return Err(Trouble::new(format!("could not {deed}: {status}")));
-        }
-    }
-    match is_installed() {
-        true => Ok(()),
-        false => Err(Trouble::new(format!("tor is still missing after {INSTALL}"))),
-    }
+    apt::ensure("tor", is_installed)
 }
 
 fn is_installed() -> bool {

@@ -192,7 +192,7 @@ impl Store for Fake {
     fn shift_due(&mut self, _: i64) -> Result<(), StoreError> {
         not_here()
     }
-    fn release_summaries(&mut self, _: i64, _: Duration) -> Result<u32, StoreError> {
+    fn release_summaries(&mut self, _: i64, _: &dyn Fn(i64) -> bool) -> Result<u32, StoreError> {
         not_here()
     }
     fn mark_stopping(&mut self) -> Result<(), StoreError> {

@@ -161,8 +161,9 @@ pub trait Store: Send {
     fn readmit_withheld(&mut self, lane: LaneNo, now_ms: i64) -> Result<u32, StoreError>;
     /// Moves the due times of waiting deliveries by this much: the clock jumped.
     fn shift_due(&mut self, by_ms: i64) -> Result<(), StoreError>;
-    /// Releases the summaries of ended batches that wait for nothing, or have waited long enough; how many.
-    fn release_summaries(&mut self, now_ms: i64, wait: Duration) -> Result<u32, StoreError>;
+    /// Releases the summaries of ended batches that wait for nothing, or have waited long enough; how many. `waited` is
+    /// asked with the wall time of a batch's end: only who knows the jumps of the clock can tell how long ago that was.
+    fn release_summaries(&mut self, now_ms: i64, waited: &dyn Fn(i64) -> bool) -> Result<u32, StoreError>;
 
     /// Writes something: shows whether there is room.
     fn touch(&mut self) -> Result<(), StoreError>;

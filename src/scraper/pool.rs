@@ -91,7 +91,7 @@ pub enum Msg {
     Revive { worker: usize },
     /// Tell: the time of a pace or of a suspension is over; see what may start. The first message, and from timers.
     Look,
-    /// Tell: Tor or the disk changed; see what may start. One at a time from each of the two watchers.
+    /// Tell: Tor, the disk or the gear changed; see what may start. One at a time from each of the watchers.
     Changed { told: RpcReplyPort<()> },
     /// Ask: answered when no visit is in flight.
     Drain { until: Instant, reply: RpcReplyPort<()> },
@@ -292,10 +292,13 @@ impl State {
                 Decision::Escalate => return Err(format!("scrapers fail too often: {detail}").into()),
             },
         };
+        self.let_go();
+        if self.gear.scrapers <= worker {
+            return Ok(()); // There are fewer circuits now.
+        }
         let (actor, failures) = (format!("scraper {worker}"), self.history.failures().max(1));
         Event::ActorRestarted { actor: &actor, failures, detail }.emit();
         me.send_after(after, move || Msg::Revive { worker });
-        self.let_go();
         Ok(())
     }
 

@@ -94,18 +94,9 @@ impl<V> Queue<V> {
     pub fn open_shop(&mut self, site: SiteName, limits: ShopLimits, now: Instant) {
         let pace = Pace::new(limits.interval, now);
         self.turn.push_back(site.clone());
-        self.shops.insert(
-            site,
-            Shop {
-                limits,
-                pace,
-                closed: false,
-                suspension: Suspension::default(),
-                in_flight: 0,
-                line: VecDeque::new(),
-                waiting: HashMap::new(),
-            },
-        );
+        let (line, waiting, suspension) = (VecDeque::new(), HashMap::new(), Suspension::default());
+        let shop = Shop { limits, pace, closed: false, suspension, in_flight: 0, line, waiting };
+        self.shops.insert(site, shop);
     }
 
     pub fn pace(&self, site: &str) -> Option<Pace> {

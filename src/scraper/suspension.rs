@@ -161,6 +161,26 @@ mod tests {
     }
 
     #[test]
+    fn an_hour_of_a_shop_that_always_crashes_costs_nineteen_scrapers() {
+        /// Chance may take half of each pause.
+        const SHORTEST: Roll = Roll(u16::MAX);
+        let (mut shop, begin) = (Suspension::default(), Instant::now());
+        let (mut now, mut crashes) = (begin, 0);
+        while now - begin < Duration::from_secs(3_600) {
+            crashes += 1;
+            match shop.on_crash(now, SHORTEST) {
+                Verdict::Restart { after } => now += after,
+                Verdict::Suspend { pause, .. } => {
+                    now += pause;
+                    assert!(shop.resume(now));
+                }
+                Verdict::Known => panic!("it was resumed"),
+            }
+        }
+        assert_eq!(crashes, 19);
+    }
+
+    #[test]
     fn visits_that_were_under_way_when_it_was_suspended_neither_prolong_nor_end_it() {
         let now = Instant::now();
         let mut shop = suspended(now);

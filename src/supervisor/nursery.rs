@@ -198,6 +198,7 @@ mod tests {
     struct Cots {
         manners: Arc<Mutex<Vec<Manner>>>,
         told: Told,
+        made: Vec<ActorCell>,
         cells: mpsc::UnboundedSender<ActorCell>,
     }
 
@@ -207,6 +208,7 @@ mod tests {
             let (told, manner) = (Arc::clone(&self.told), self.manners.lock().unwrap()[child]);
             let arguments = (ChildState { at: child, told }, manner);
             let (actor, _) = Actor::spawn_linked(None, Child, arguments, supervisor).await?;
+            self.made.push(actor.get_cell());
             let _ = self.cells.send(actor.get_cell());
             Ok(actor.get_cell())
         }
@@ -216,7 +218,8 @@ mod tests {
 
     enum Msg {
         Revive(Timer),
-        Stop(RpcReplyPort<()>),
+        /// Answered with whether they are all gone.
+        Stop(RpcReplyPort<bool>),
     }
 
     struct ParentState {
@@ -266,7 +269,9 @@ mod tests {
                 Msg::Revive(timer) => state.apply(Input::Due(timer), &me).await,
                 Msg::Stop(reply) => {
                     state.apply(Input::Stop, &me).await;
-                    reply.send(())?;
+                    // Looked at here and now: nobody gets the time to end afterwards.
+                    let gone = |cell: &ActorCell| cell.get_status() == ActorStatus::Stopped;
+                    reply.send(state.cots.made.iter().all(gone))?;
                 }
             }
             Ok(())
@@ -310,7 +315,8 @@ mod tests {
                 intensity: FEW,
                 stop_within: SECOND,
             };
-            let cots = Cots { manners: Arc::clone(&manners), told: Arc::clone(&told), cells: cell };
+            let (told_too, manners_too) = (Arc::clone(&told), Arc::clone(&manners));
+            let cots = Cots { manners: manners_too, told: told_too, made: Vec::new(), cells: cell };
             let nursery = Nursery::new(children.map(spec));
             let state = ParentState { nursery, cots, given_up: Some(given_up) };
             let (parent, _) = Actor::spawn(None, Parent, state).await.unwrap();
@@ -327,7 +333,8 @@ mod tests {
         for manner in [Manner::FailsToStart, Manner::FailsAtOnce] {
             let lab = Lab::start([(Strategy::OneForOne, Manner::Lives), (Strategy::OneForOne, manner)]).await;
             let begin = Instant::now();
-            assert_eq!(lab.given_up.await.unwrap().child, 1);
+            let given_up = tokio::time::timeout(600 * SECOND, lab.given_up).await;
+            assert_eq!(given_up.expect("it ends").unwrap().child, 1);
             assert!(begin.elapsed() < 2 * SECOND, "{manner:?}: the window is long not over");
             tokio::time::sleep(3_600 * SECOND).await;
             let told = lab.told.lock().unwrap();
@@ -368,16 +375,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_shutdown_is_in_reverse_and_waits_also_for_what_it_had_to_kill() {
         let one = Strategy::OneForOne;
-        let mut lab = Lab::start([(one, Manner::Lives), (one, Manner::Busy), (one, Manner::Lives)]).await;
-        let mut cells = Vec::new();
+        let mut lab = Lab::start([(one, Manner::Busy), (one, Manner::Lives), (one, Manner::Busy)]).await;
         for _ in 0..3 {
-            cells.push(lab.cells.recv().await.unwrap());
+            lab.cells.recv().await.unwrap();
         }
         tokio::time::sleep(SECOND).await;
         let begin = Instant::now();
-        ractor::call!(lab.parent, Msg::Stop).unwrap();
-        assert_eq!(begin.elapsed().as_secs(), 1, "its time to stop, and no more");
+        let all_gone = ractor::call!(lab.parent, Msg::Stop).unwrap();
+        assert!(all_gone, "it answered before they were");
+        assert_eq!(begin.elapsed().as_secs(), 2, "their time to stop, and no more");
         assert_eq!(lab.told()[3..], ["gone 2", "gone 1", "gone 0"]);
-        assert!(cells.iter().all(|cell| cell.get_status() == ActorStatus::Stopped));
     }
 }

@@ -495,7 +495,8 @@ impl State {
             return;
         }
         self.chores_due = Instant::now() + CHORES_EVERY;
-        let chores = Chores { deps: self.deps.clone(), settings: Arc::clone(settings) };
+        let clock = self.clock.borrow().clone();
+        let chores = Chores { deps: self.deps.clone(), settings: Arc::clone(settings), clock };
         let shift_ms = std::mem::take(&mut self.shift_ms);
         self.shifting = shift_ms != 0;
         let readmit = std::mem::take(&mut self.readmit);
@@ -627,6 +628,7 @@ pub(super) fn gave_up(panics: u32) -> String {
 struct Chores {
     deps: Deps,
     settings: Arc<Settings>,
+    clock: Clock,
 }
 
 impl Chores {
@@ -654,8 +656,12 @@ impl Chores {
     }
 
     async fn release_summaries(&self) {
-        let (now_ms, wait) = (self.deps.time.now().wall_ms, self.settings.summary_wait);
-        let released = self.deps.ledger.write(move |store| store.release_summaries(now_ms, wait)).await;
+        let (clock, now, wait) = (self.clock.clone(), self.deps.time.now(), self.settings.summary_wait);
+        let release = move |store: &mut dyn Store| {
+            let waited = |ended_at_ms| wait <= clock.passed_since(ended_at_ms, now);
+            store.release_summaries(now.wall_ms, &waited)
+        };
+        let released = self.deps.ledger.write(release).await;
         if let Ok(batches @ 1..) = released {
             Event::SummaryReleased { batches: batches.into() }.emit();
         }
@@ -665,6 +671,21 @@ impl Chores {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lane_that_fails_at_once_for_ever_is_started_a_few_times_a_minute() {
+        let starts = |roll| {
+            let pauses = (0..).map(|nth| LANE_RESTARTS.pause(nth, roll));
+            let begun = pauses.scan(Duration::ZERO, |at, pause| {
+                *at += pause;
+                Some(*at)
+            });
+            begun.take_while(|at| *at < Duration::from_secs(60)).count()
+        };
+        assert_eq!((starts(Roll(0)), starts(Roll(u16::MAX))), (9, 11));
+        let rest = |nth| LANE_RESTARTS.pause(nth, Roll(u16::MAX));
+        assert_eq!(rest(1_000_000), LANE_RESTARTS.max / 2, "and later two to four times");
+    }
 
     #[test]
     fn a_due_time_beyond_every_interval_is_of_another_clock() {

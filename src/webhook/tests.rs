@@ -390,6 +390,27 @@ async fn no_delivery_waits_longer_than_its_interval_when_the_clock_jumps() {
 }
 
 #[tokio::test]
+async fn a_jump_of_the_clock_sends_no_summary_early_and_keeps_none_back() {
+    let day_ms = 86_400_000;
+    let world = World::start(|settings| settings.concurrency = 1).await;
+    world.receiver.answer(|seen| if seen.path == "/product" { Reply::status(410) } else { Reply::ok() });
+    let summaries = || world.receiver.seen().into_iter().filter(|seen| seen.path == "/summary").count();
+    let batch = world.batch(1, None).await;
+    world.until_all(&batch, DeliveryState::Stopped).await;
+    world.until_looked(2).await;
+    world.time().skew_ms.fetch_add(day_ms, std::sync::atomic::Ordering::SeqCst);
+    // The first of these looks finds the jump and starts the chores; a second lies between two looks.
+    world.until_looked(4).await;
+    assert_eq!(summaries(), 0, "ahead: its wait of 15 minutes has only begun");
+    // Two jumps between two looks would be one to the sender.
+    world.time().skew_ms.fetch_sub(2 * day_ms, std::sync::atomic::Ordering::SeqCst);
+    world.until_looked(2).await;
+    world.reload(|settings| settings.summary_wait = Duration::from_millis(1));
+    world.until("back: it waits for nothing but its time", async || summaries() == 1).await;
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_due_time_of_another_clock_is_sent_once_and_then_keeps_its_interval() {
     let hour = Duration::from_secs(3_600);
     let world = World::idle(|settings| (settings.backoff_min, settings.backoff_max) = (hour, hour)).await;

@@ -10,6 +10,7 @@ mod deliver;
 mod disk;
 mod docs;
 mod explain;
+mod faults;
 mod manager;
 mod reload;
 mod restart;

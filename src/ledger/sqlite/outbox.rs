@@ -1,7 +1,5 @@
 //! The outbox half of the writer: lanes, deliveries, attempts, and the release of summaries.
 
-use std::time::Duration;
-
 use rusqlite::params;
 use url::Url;
 
@@ -191,20 +189,27 @@ impl SqliteStore {
         Ok(closed.is_some())
     }
 
-    /// Releases the summaries of ended batches that wait for nothing, or ended at least `wait` ago.
-    pub(super) fn release_ripe(&mut self, now_ms: i64, wait: Duration) -> Result<u32, StoreError> {
-        let wait = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
-        let ripe = self.all(
-            "SELECT batch FROM progress WHERE summary = 0 AND ended_at IS NOT NULL
-                 AND (ended_at <= ?1 OR waiting + stopped + withheld = 0)
+    /// Releases the summaries of ended batches that wait for nothing, or whose end `waited` long enough.
+    pub(super) fn release_ripe(
+        &mut self,
+        now_ms: i64,
+        waited: &dyn Fn(i64) -> bool,
+    ) -> Result<u32, StoreError> {
+        let ended = self.all(
+            "SELECT batch, ended_at, waiting + stopped + withheld = 0 FROM progress
+             WHERE summary = 0 AND ended_at IS NOT NULL
              ORDER BY ended_at",
-            [now_ms.saturating_sub(wait)],
-            |row| Ok(BatchNo(row.get(0)?)),
+            [],
+            |row| Ok((BatchNo(row.get(0)?), row.get(1)?, row.get::<_, bool>(2)?)),
         )?;
-        for &batch in &ripe {
-            self.release_summary(batch, now_ms)?;
+        let mut released = 0;
+        for (batch, ended_at_ms, closed) in ended {
+            if closed || waited(ended_at_ms) {
+                self.release_summary(batch, now_ms)?;
+                released += 1;
+            }
         }
-        Ok(ripe.len() as u32)
+        Ok(released)
     }
 
     /// Rule 10: freezes the body, and makes one delivery per distinct URL.

@@ -762,8 +762,8 @@ impl Store for SqliteStore {
         Ok(())
     }
 
-    fn release_summaries(&mut self, now_ms: i64, wait: Duration) -> Result<u32, StoreError> {
-        self.release_ripe(now_ms, wait)
+    fn release_summaries(&mut self, now_ms: i64, waited: &dyn Fn(i64) -> bool) -> Result<u32, StoreError> {
+        self.release_ripe(now_ms, waited)
     }
 
     fn touch(&mut self) -> Result<(), StoreError> {

@@ -20,8 +20,11 @@ impl<V> Queue<V> {
         let gone: Vec<SiteName> =
             self.shops.keys().filter(|site| !shops.contains_key(*site)).cloned().collect();
         let came_back = gone.iter().flat_map(|site| self.close_shop(site)).collect();
-        // One that comes back goes on with the pace it had; once that has run out there is nothing to remember.
-        self.shops.retain(|_, shop| !shop.closed || shop.in_flight > 0 || now < shop.pace.next_at());
+        // One that comes back goes on with its pace and its suspension; without them there is nothing to remember.
+        self.shops.retain(|_, shop| {
+            let is_bound = now < shop.pace.next_at() || shop.suspension.allows(1) == 0;
+            !shop.closed || shop.in_flight > 0 || is_bound
+        });
         for (site, limits) in shops {
             match self.shops.get_mut(site) {
                 Some(shop) => {

@@ -153,7 +153,7 @@ fn the_summary_is_released_by_the_last_product_delivery_and_frozen() {
     assert_eq!(body["metadata"]["run"], 7);
     // A late "taken" changes the counts, never the summary.
     lab.record(&due[1], AttemptResult::Taken);
-    lab.write(|store| store.release_summaries(NOW + 86_400_000, Duration::ZERO));
+    lab.write(|store| store.release_summaries(NOW + 86_400_000, &|_| true));
     let after = lab.due();
     assert_eq!(after.len(), 1);
     assert_eq!(after[0].body, summary.body);
@@ -179,10 +179,14 @@ fn the_summary_is_released_by_waiting_also_past_a_stopped_lane_and_once() {
     let batch = ended(&mut lab, 2); // At NOW + 1 s.
     let due = lab.due();
     lab.record(&due[0], AttemptResult::StopEndpoint);
-    let wait = Duration::from_secs(900);
-    assert_eq!(lab.write(|store| store.release_summaries(NOW + 900_999, wait)), 0);
-    assert_eq!(lab.write(|store| store.release_summaries(NOW + 901_000, wait)), 1);
-    assert_eq!(lab.write(|store| store.release_summaries(NOW + 901_000, wait)), 0);
+    let mut release = |waited: bool| {
+        let told = move |ended_at_ms| {
+            assert_eq!(ended_at_ms, NOW + 1_000);
+            waited
+        };
+        lab.write(|store| store.release_summaries(NOW + 901_000, &told))
+    };
+    assert_eq!([release(false), release(true), release(true)], [0, 1, 0]);
     let summary = lab.due();
     assert_eq!(summary.len(), 1);
     assert_eq!(json(&summary[0].body)["deliveries"]["open"], 2);

@@ -95,7 +95,7 @@ impl Walk {
                 self.lab.store().end_set_aside(key.batch, &failed(), limit, now_ms)?;
             }
             26..36 => self.attempt()?,
-            36 => drop(self.lab.store().release_summaries(now_ms, Duration::from_secs(900))?),
+            36 => drop(self.lab.store().release_summaries(now_ms, &|ended| ended + 900_000 <= now_ms)?),
             37 => self.lab.store().shift_due(-5_000)?,
             38 => self.readmit()?,
             _ => self.lab.store().touch()?,
