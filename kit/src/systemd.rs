@@ -115,7 +115,10 @@ impl Lab {
         Ok(lab)
     }
 
-    #[allow(clippy::disallowed_methods, reason = "a thread of a test that waits: there need be no runtime yet")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "a thread of a test that waits: there need be no runtime yet"
+    )]
     fn wait_until_up(&mut self, above: u32) -> Result<()> {
         let begin = Instant::now();
         let patience = |what: &str| {
