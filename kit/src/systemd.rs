@@ -12,7 +12,7 @@
 use std::{
     fmt, fs,
     io::{BufRead, BufReader},
-    os::{fd::AsFd, unix::fs::PermissionsExt},
+    os::{fd::AsFd, unix::fs::PermissionsExt, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -100,6 +100,8 @@ impl Lab {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
+            // What ends a whole run (Ctrl-C, timeout) is sent to its group; the holder is to see the end, and clear away.
+            .process_group(0)
             .spawn()
             .because("start a shell")?;
         let told = holder.stdout.take().expect("stdout is piped");
