@@ -12,7 +12,7 @@
 use std::{
     fmt, fs,
     io::{BufRead, BufReader},
-    os::{fd::AsFd, unix::fs::PermissionsExt},
+    os::{fd::AsFd, unix::fs::PermissionsExt, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -100,6 +100,8 @@ impl Lab {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
+            // What ends a whole run (Ctrl-C, timeout) is sent to its group; the holder is to see the end, and clear away.
+            .process_group(0)
             .spawn()
             .because("start a shell")?;
         let told = holder.stdout.take().expect("stdout is piped");
@@ -115,6 +117,10 @@ impl Lab {
         Ok(lab)
     }
 
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "a thread of a test that waits: there need be no runtime yet"
+    )]
     fn wait_until_up(&mut self, above: u32) -> Result<()> {
         let begin = Instant::now();
         let patience = |what: &str| {

@@ -6,7 +6,9 @@ mkdir "$cgroup"
 (
     # Everything in the lab is below this cgroup: the lab's PID 1 sees it as the root.
     sh -c 'echo "$PPID"' >"$cgroup/cgroup.procs"
-    exec setsid unshare --fork --kill-child --pid --mount --uts --ipc --net --cgroup --propagation private -- \
+    # And with this shell, should somebody kill that first.
+    exec setsid setpriv --pdeathsig KILL \
+        unshare --fork --kill-child --pid --mount --uts --ipc --net --cgroup --propagation private -- \
         sh "$dir/boot.sh" "$dir"
 ) </dev/null >"$dir/console.log" 2>&1 &
 echo "$!"

@@ -111,9 +111,13 @@ fn the_package_is_installed_upgraded_downgraded_removed_and_purged() {
     let (older, newer) = (maker.make("1"), maker.make("2"));
     under_systemd(|service| async move {
         // Nothing of the installation by hand, and services may be started.
-        for path in
-            ["/usr/local/bin/glaneur", "/usr/local/bin/glaneurctl", "/etc/glaneur", "/usr/sbin/policy-rc.d"]
-        {
+        for path in [
+            "/usr/local/bin/glaneur",
+            "/usr/local/bin/glaneurctl",
+            "/usr/local/lib/systemd/catalog",
+            "/etc/glaneur",
+            "/usr/sbin/policy-rc.d",
+        ] {
             service.lab.remove(path).unwrap();
         }
         for unit in UNITS {
@@ -124,6 +128,9 @@ fn the_package_is_installed_upgraded_downgraded_removed_and_purged() {
         install(&service, &older);
         assert_eq!(service.states(), ["active", "active"]);
         assert_eq!(service.said("set webhooks.product_url"), 1, "{}", service.journal());
+        assert!(service.explained().contains("Set webhooks.product_url in the configuration and reload"));
+        let page = service.lab.run(&["man", "--where", "glaneur-explain"]).unwrap().stdout;
+        assert!(page.starts_with("/usr/share/man/man1/"), "{page}");
         let enabled = |unit| service.systemctl(&["is-enabled", unit]).stdout;
         assert_eq!(UNITS.map(enabled), ["enabled", "enabled"]);
 

@@ -87,7 +87,12 @@ fn an_operator_reads_the_ledger_beside_the_daemon_and_without_it() {
         assert_eq!(service.submit(&batch(REAL)).await.unwrap().0, 202);
         stage.finished(REAL.len()).await;
         let explain = || service.lab.run(&["glaneurctl", "explain", REAL[0]]).unwrap().ok().unwrap();
+        // The ledger is still the daemon's: another user would have been given the whole directory.
+        let owner =
+            || service.lab.run(&["stat", "-c", "%u", "/var/lib/private/glaneur/glaneur.db"]).unwrap().stdout;
+        let before = owner();
         assert!(explain().contains("found at"), "{}", explain());
+        assert_eq!(owner(), before);
         service.systemctl(&["stop", "glaneur.socket", "glaneur.service"]);
         assert!(explain().contains("found at"));
         assert_eq!(service.lab.run(&["glaneurctl", "explain", "0000000000000"]).unwrap().code, 1);

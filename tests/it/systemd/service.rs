@@ -22,7 +22,7 @@ pub const PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 8080);
 const DROP_INS: &str = "/etc/systemd/system/glaneur.service.d";
 
 /// Between two looks at what systemd tells nobody.
-const POLL: Duration = Duration::from_millis(20);
+pub const POLL: Duration = Duration::from_millis(20);
 
 pub fn units() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd")
@@ -97,7 +97,8 @@ fn install(lab: &Lab) -> Result<()> {
             copied += 1;
         }
     }
-    assert_eq!(copied, 5, "the program, glaneurctl, the configuration, two units");
+    assert_eq!(copied, 6, "the program, glaneurctl, the configuration, two units, the catalogue");
+    lab.run(&["journalctl", "--update-catalog"])?.ok()?;
     lab.run(&["systemctl", "daemon-reload"])?.ok().map(drop)
 }
 
@@ -179,11 +180,23 @@ impl Service {
 
     /// What the journal has of the service since the test began.
     pub fn journal(&self) -> String {
-        let began = self.began.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
-        let since = format!("--since=@{began:.6}");
         let units = ["-u", UNITS[0], "-u", UNITS[1]];
         let _ = self.lab.run(&["journalctl", "--sync"]);
-        self.lab.run(&[&["journalctl", "-q", "-o", "cat", &since], &units[..]].concat()).unwrap().stdout
+        self.lab
+            .run(&[&["journalctl", "-q", "-o", "cat", &self.since()], &units[..]].concat())
+            .unwrap()
+            .stdout
+    }
+
+    /// As [`Service::journal`], with what the catalogue says of each event.
+    pub fn explained(&self) -> String {
+        let _ = self.lab.run(&["journalctl", "--sync"]);
+        self.lab.run(&["journalctl", "-q", "-x", "-u", UNITS[0], &self.since()]).unwrap().stdout
+    }
+
+    fn since(&self) -> String {
+        let began = self.began.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+        format!("--since=@{began:.6}")
     }
 
     /// How many lines of the journal say this.

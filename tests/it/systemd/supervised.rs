@@ -2,12 +2,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
 use glaneur_kit::shop::{Conduct, When};
 use glaneur_kit::{Gate, Result, client};
 use serde_json::json;
+use tokio::net::TcpStream;
 
 use super::service::{PORT, Service, under_systemd};
 use crate::support::{LONG, REAL, Stage, accepted, batch};
@@ -128,12 +130,14 @@ fn a_daemon_that_dies_again_and_again_is_started_until_it_lives() {
         service.drop_in("quick", "RestartSec=10ms");
         service.drop_in("deadly", "Environment=GLANEUR_FAIL=sender.tick=abort");
         service.systemctl(&["start", "--no-block", "glaneur"]);
+        service.wait_until("MainPID", |pid| pid != "0").await;
         let patient = tokio::spawn(async {
             loop {
-                match livez().await {
-                    Ok(status) => return status,
-                    // Its connection was taken by a daemon that died.
-                    Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+                // The port is open all the time; only what takes the connection may die.
+                let stream = TcpStream::connect(SocketAddr::from(PORT)).await.unwrap();
+                let request = client::request("GET", "/livez", "").unwrap();
+                if let Ok(answer) = client::exchange(stream, request).await {
+                    return answer.status().as_u16();
                 }
             }
         });
@@ -142,6 +146,7 @@ fn a_daemon_that_dies_again_and_again_is_started_until_it_lives() {
         service.take_back("deadly");
         service.wait_until("ActiveState", |state| state == "active").await;
         assert_eq!(patient.await.unwrap(), 200);
+        assert_eq!(service.states(), ["active", "active"]);
     });
 }
 
@@ -153,6 +158,8 @@ fn a_first_start_succeeds_and_names_the_keys_to_set() {
         for key in ["webhooks.product_url", "sites.<name>.enabled"] {
             assert_eq!(service.said(&format!("set {key}")), 1, "{}", service.journal());
         }
+        // journalctl -x says what to do about it.
+        assert!(service.explained().contains("Set webhooks.product_url in the configuration and reload"));
         let (status, answer) = service.submit(&json!({"eans": REAL})).await.unwrap();
         assert_eq!(status, 503, "no shop is in use: {answer}");
     });

@@ -1,9 +1,11 @@
 //! What the daemon tells the manager, and what the manager does with it.
 
-use glaneur_kit::Gate;
-use glaneur_kit::shop::{Conduct, When};
+use std::time::Instant;
 
-use super::service::{Service, under_systemd};
+use glaneur_kit::shop::{Conduct, When};
+use glaneur_kit::{Gate, Receiver};
+
+use super::service::{POLL, Service, for_service, under_systemd};
 use crate::support::{LONG, REAL, Stage, accepted, batch, stocked};
 
 /// A service that has a batch and visits that wait for the gate.
@@ -69,5 +71,41 @@ fn a_drain_longer_than_the_stop_time_is_waited_for_and_loses_nothing() {
         let (products, _) = stage.finished(REAL.len()).await;
         assert!(products.iter().all(|product| product["status"] == "found"), "{products:?}");
         assert_eq!(service.said("deaths_charged"), 0);
+    });
+}
+
+#[test]
+fn a_reload_takes_a_right_file_and_fails_on_a_wrong_one_which_changes_nothing() {
+    under_systemd(|service| async move {
+        // The check before the reload reads the secrets too, of which only the daemon has copies.
+        let token = "/run/credentials/glaneur.service/webhook-secret";
+        let stage = Stage::direct(stocked(&REAL)).set("webhooks", "secret_file", token);
+        service
+            .lab
+            .write("/etc/glaneur/webhook-secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n", 0o600)
+            .unwrap();
+        service.configure_for(&stage);
+        service.does("start");
+        let pid = service.show("MainPID");
+
+        service.configure(format!("[sever]\n{}", for_service(stage.config.clone())));
+        let ran = service.systemctl(&["reload", "glaneur"]);
+        assert_eq!(ran.code, 1, "{ran}");
+        assert_eq!(service.said("config.toml:1:2: unknown key `sever`"), 1, "{}", service.journal());
+        accepted(service.submit(&batch(REAL)).await.unwrap());
+        stage.finished(REAL.len()).await;
+
+        let elsewhere = Receiver::start().unwrap();
+        let changed = for_service(stage.config.clone()).product_url(elsewhere.url("/p"));
+        service.configure(changed);
+        service.does("reload");
+        let begin = Instant::now();
+        while service.said("configuration reloaded") == 0 {
+            assert!(begin.elapsed() < LONG, "{}", service.journal());
+            tokio::time::sleep(POLL).await;
+        }
+        accepted(service.submit(&batch(["0748322148474"])).await.unwrap());
+        elsewhere.wait_for_taken(1, LONG).await.unwrap();
+        assert_eq!((service.show("MainPID"), service.show("NRestarts")), (pid, "0".into()));
     });
 }

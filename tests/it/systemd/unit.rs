@@ -26,7 +26,7 @@ fn installed() -> tempfile::TempDir {
     for unit in UNITS {
         fs::copy(units().join(unit), there(&format!("etc/systemd/system/{unit}"))).unwrap();
     }
-    for program in ["usr/local/bin/glaneur", "bin/sh", "bin/kill"] {
+    for program in ["usr/local/bin/glaneur", "bin/sh", "bin/kill", "usr/bin/nsenter"] {
         fs::copy("/bin/true", there(program)).unwrap();
     }
     root
