@@ -58,6 +58,7 @@ pub mod search;
 pub mod syntax;
 
 mod clean;
+mod microdata;
 mod structured;
 #[cfg(test)]
 mod tests;
@@ -274,6 +275,14 @@ impl Recipe {
         let text = document::decode(&page.bytes, page.content_type.as_deref());
         let marker = self.blocks.markers.iter().find(|marker| marker.pattern.is_match(&text))?;
         Some(format!("page says \"{}\"", marker.text))
+    }
+
+    /// What a visit of this shop waits for: Tor, if its search or its pages go through it.
+    pub fn waits_for(&self) -> Via {
+        match (self.search.via, self.via) {
+            (Via::Direct, Via::Direct) => Via::Direct,
+            (Via::Tor, _) | (_, Via::Tor) => Via::Tor,
+        }
     }
 
     /// The shop's object in `data`: who, which, where, then the fields in the order of the recipe.

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{Args, Authority, Drain, Ingress, Limits, Settings, Token};
+use crate::config::HostRule;
 use crate::ledger::store::{
     AcceptAnswer, Addressing, BatchView, Claim, Claimed, DeliveryView, Ended, LaneView, OpenBatch,
     ProductState, ProductView, Read, Recorded, Store, StoreError, Tally,
@@ -29,7 +30,7 @@ pub(super) fn settings() -> Settings {
         token: None,
         sites: vec!["alpha".into(), "beta".into()],
         ignore_prefixes: vec!["3400".into()],
-        webhook_hosts: ["n8n:5678", "hooks.example"].map(|host| Authority::parse(host).unwrap()).into(),
+        webhook_hosts: ["n8n:5678", "hooks.example"].map(|host| HostRule::parse(host).unwrap()).into(),
         limits: Limits {
             products_max: 100,
             body_bytes_max: 100_000,
@@ -41,6 +42,15 @@ pub(super) fn settings() -> Settings {
             connections_max: 64,
         },
     }
+}
+
+/// Settings for batches of the largest size, as by the default of the configuration.
+pub(super) fn generous(products_max: usize) -> Settings {
+    let mut settings = settings();
+    settings.limits.products_max = products_max;
+    settings.limits.metadata_bytes_max = 16 << 10;
+    settings.limits.body_bytes_max = 1 << 20;
+    settings
 }
 
 /// Shorter than any patience of a test, longer than anything on a loaded machine.
@@ -537,6 +547,20 @@ async fn what_is_refused_stores_nothing_and_says_why() {
     assert!(server.get("/api/scrape").await.head.contains("allow: post"));
     assert_eq!(server.fake.stored(), 0);
     assert_eq!(server.post(BODY).await.status, 202, "and the server lives");
+}
+
+#[tokio::test]
+async fn metadata_repeated_for_more_products_than_a_transaction_bears_are_refused() {
+    let server = Server::start(generous(10_000)).await;
+    let body = |products: usize| {
+        let (eans, metadata) = (r#""1","#.repeat(products - 1), "x".repeat(16_000));
+        format!(r#"{{"eans": [{eans}"1"], "metadata": {{"a": "{metadata}"}}}}"#)
+    };
+    let reply = server.post(&body(10_000)).await;
+    assert_eq!((reply.status, reply.json()["field"].as_str()), (413, Some("metadata")), "{reply:?}");
+    assert!(reply.error().contains("plusieurs lots"), "{reply:?}");
+    assert_eq!(server.fake.stored(), 0);
+    assert_eq!(server.post(&body(100)).await.status, 202);
 }
 
 #[tokio::test]

@@ -13,7 +13,6 @@ use super::circuit::Circuit;
 use super::deadlines::Watched;
 use super::fetch::{FetchError, Verdict};
 use super::pace::Pace;
-use super::probe::{self, TorAway};
 use super::tor::TorState;
 use super::{Announced, CATALOGUE, Ticket, Visit};
 use crate::batch::machine::{Again, VisitEnd};
@@ -36,9 +35,6 @@ pub(super) struct Call<'a> {
     /// Told of every deadline.
     pub watched: &'a Watched,
 }
-
-/// A byte through another circuit this long ago still shows that Tor is there.
-const PROOF_FRESH: Duration = Duration::from_millis(500);
 
 /// Why a visit came to no result.
 #[derive(Debug)]
@@ -102,7 +98,7 @@ impl Call<'_> {
 
     fn via(&self, site: &str) -> Via {
         match (self.gear.shops.get(site), &self.gear.catalogue) {
-            (Some(shop), _) => shop.recipe.via,
+            (Some(shop), _) => shop.recipe.waits_for(),
             (None, Some(catalogue)) => catalogue.limits.via,
             (None, None) => Via::Tor,
         }
@@ -232,12 +228,7 @@ impl Call<'_> {
         }
         ticket.dialled(Instant::now());
         match self.circuit.fetch(request, errand.via, &self.gear.fetch, hosts, errand.deadline).await {
-            Ok(page) => {
-                if errand.via == Via::Tor {
-                    self.gear.tor.prove();
-                }
-                Ok(page)
-            }
+            Ok(page) => Ok(page),
             Err(error) => Err(self.stop_for(&error, request, errand.via).await),
         }
     }
@@ -253,14 +244,16 @@ impl Call<'_> {
             self.gear.tor.lose(away, None);
             return Stop::PutBack;
         }
-        if via == Via::Tor
-            && let Err((away, prove_with)) = self.tor_was_there(error, request).await
-        {
-            if away.lack {
-                descriptors::wait().await;
+        if via == Via::Tor {
+            let host = request.url.host_str().unwrap_or_default();
+            let was_there = self.gear.tor.was_there(error, host, self.gear.probe_timeout).await;
+            if let Err((away, prove_with)) = was_there {
+                if away.lack {
+                    descriptors::wait().await;
+                }
+                self.gear.tor.lose(&away, prove_with);
+                return Stop::PutBack;
             }
-            self.gear.tor.lose(&away, prove_with);
-            return Stop::PutBack;
         }
         let again = match error.verdict() {
             Verdict::RetryHere => Again::Soon,
@@ -272,26 +265,6 @@ impl Call<'_> {
             Verdict::Never => Again::Never,
         };
         Stop::Failed { reason: Reason::new(error.kind(), with_causes(error)), again }
-    }
-
-    /// Looks at the port first, which a tor that was just killed has closed: it cuts what is in flight like a bad exit.
-    /// Then, if the failure itself proves nothing, for an exit that answers.
-    async fn tor_was_there(
-        &self,
-        error: &FetchError,
-        request: &Request,
-    ) -> Result<(), (TorAway, Option<String>)> {
-        let (tor, within) = (&self.gear.tor, self.gear.probe_timeout);
-        probe::probe_port(tor.socks(), within).await.map_err(|away| (away, None))?;
-        if error.seen_bytes() && error.kind() != "timeout" {
-            tor.prove();
-        } else if !tor.proven_within(PROOF_FRESH) {
-            let host = request.url.host_str().unwrap_or_default();
-            probe::probe_circuit(tor.socks(), host, within)
-                .await
-                .map_err(|away| (away, Some(host.to_owned())))?;
-        }
-        Ok(())
     }
 
     fn refuse_blocked(&mut self, recipe: &Recipe, page: &Page) -> Result<(), Stop> {
@@ -336,13 +309,21 @@ impl Call<'_> {
         .await;
         match result {
             Ok(Ok(value)) => Ok(value),
-            // An exit that died looks like a clean end: another attempt may bring all of it.
-            Ok(Err(error @ RecipeError::Truncated(_))) => {
-                Err(failed(error.kind(), error.to_string(), Again::Soon))
-            }
-            Ok(Err(error)) => Err(failed(error.kind(), error.to_string(), Again::Never)),
+            Ok(Err(error)) => Err(failed(error.kind(), error.to_string(), again_after(&error))),
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
+    }
+}
+
+/// Whether the same page may be read at another attempt.
+fn again_after(error: &RecipeError) -> Again {
+    match error {
+        // An exit that died looks like a clean end: another attempt may bring all of it.
+        RecipeError::Truncated(_) => Again::Soon,
+        // The time is that of the wall, as the watchdog's is: a machine that is busy with others makes any page slow. One
+        // that is slow by itself is so at each attempt, and those are few.
+        RecipeError::TooSlow(_) => Again::Soon,
+        RecipeError::TooDeep(_) | RecipeError::TooLarge(_) | RecipeError::Answer(_) => Again::Never,
     }
 }
 
@@ -477,5 +458,23 @@ impl VisitFacts {
         let (index, attempt) = (*index, *attempt);
         Event::VisitEnded { batch_id, index, ean, site, circuit, attempt, outcome, detail, duration_ms }
             .emit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_read_again_where_the_machine_or_the_exit_may_be_to_blame() {
+        for (error, again) in [
+            (RecipeError::TooSlow(Duration::from_secs(1)), Again::Soon),
+            (RecipeError::Truncated("no </html>"), Again::Soon),
+            (RecipeError::TooDeep(512), Again::Never),
+            (RecipeError::TooLarge(1000), Again::Never),
+            (RecipeError::Answer("not JSON".into()), Again::Never),
+        ] {
+            assert_eq!(again_after(&error), again, "{error}");
+        }
     }
 }
