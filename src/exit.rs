@@ -12,7 +12,7 @@ pub enum Exit {
     Usage = 64,
     /// The ledger is damaged. Do not restart: restore a backup.
     LedgerDamaged = 65,
-    /// The listener could not be bound, or what the service manager handed over is none.
+    /// The listener could not be bound.
     Listen = 69,
     /// A part failed past its limit, or the disk failed. Restart: nothing is lost.
     Escalated = 70,
@@ -22,7 +22,7 @@ pub enum Exit {
     LedgerLocked = 75,
     /// The ledger is newer than this binary. Do not restart: install the newer binary.
     LedgerNewer = 76,
-    /// The configuration is wrong. Do not restart: mend it.
+    /// The configuration is wrong, or what the service manager handed over is no listener. Do not restart: mend it.
     Config = 78,
     /// A second signal cut the drain short. Nothing that was committed is lost.
     Cut = 79,

@@ -34,7 +34,8 @@ pub fn run(config: Option<&Path>) -> Exit {
     // Before there are threads: it changes the environment.
     let handed = match sockets::take_listener() {
         Ok(handed) => handed,
-        Err(error) => return complain_and(Exit::Listen, error),
+        // A mistake in the units, which no restart mends.
+        Err(error) => return complain_and(Exit::Config, error),
     };
     descriptors::raise_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

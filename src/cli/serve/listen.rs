@@ -2,11 +2,15 @@
 
 use std::net::SocketAddr;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use super::complain_and;
 use crate::config::Server;
 use crate::exit::Exit;
+
+/// Connections that may wait to be accepted, as many as the unit of the socket has; the kernel's own limit
+/// (`net.core.somaxconn`) is as high. With the usual 128 a burst waits for SYNs to be sent again.
+const BACKLOG: u32 = 4096;
 
 /// The listener, and the address that it really has.
 pub async fn listener(
@@ -23,7 +27,11 @@ pub async fn listener(
 
 async fn bind(listen: SocketAddr) -> Result<(TcpListener, SocketAddr), Exit> {
     let failed = |error| complain_and(Exit::Listen, format_args!("server.listen = \"{listen}\": {error}"));
-    let listener = TcpListener::bind(listen).await.map_err(failed)?;
+    let socket = if listen.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
+    // The port of a process that has just ended can be bound at once.
+    socket.set_reuseaddr(true).map_err(failed)?;
+    socket.bind(listen).map_err(failed)?;
+    let listener = socket.listen(BACKLOG).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
 }

@@ -59,7 +59,7 @@ async fn refusal(socket: impl Into<OwnedFd>, times: u32) -> String {
 
 #[tokio::test]
 async fn what_is_no_single_tcp_listener_is_refused_in_words_that_name_it() {
-    let code = format!("code {}", Exit::Listen.code());
+    let code = format!("code {}", Exit::Config.code());
     let dir = tempfile::tempdir().unwrap();
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     let unix = UnixListener::bind(dir.path().join("socket")).unwrap();
