@@ -45,6 +45,10 @@ pub struct Envelope {
 /// Metadata are echoed inside the body of a webhook; many JSON readers stop at 128 levels, some at 64.
 pub const METADATA_DEPTH_MAX: u32 = 48;
 
+/// The webhook of every entry repeats the metadata, and one transaction may write them all (entries that are no
+/// barcodes end at once). 16 KiB for 4096 products pass; what needs more is two batches.
+pub const METADATA_COPIES_BYTES_MAX: usize = 64 << 20;
+
 impl Submission {
     pub fn parse(body: &[u8], settings: &Settings) -> Result<Self, Problem> {
         let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
@@ -65,6 +69,15 @@ impl Submission {
         };
         if submission.eans.is_empty() && submission.ignored_3400.is_empty() {
             return Err(Problem::NothingInIt);
+        }
+        let metadata_bytes = submission.metadata.as_ref().map_or(0, |metadata| metadata.get().len());
+        if metadata_bytes.saturating_mul(submission.eans.len()) > METADATA_COPIES_BYTES_MAX {
+            let bytes_max = METADATA_COPIES_BYTES_MAX;
+            return Err(Problem::MetadataTooOften {
+                products: submission.eans.len(),
+                metadata_bytes,
+                bytes_max,
+            });
         }
         Ok(submission)
     }
@@ -442,7 +455,7 @@ impl<'de> Visitor<'de> for Readable {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::settings;
+    use super::super::tests::{generous, settings};
     use super::*;
     use crate::model::batch::{Fate, Status};
     use crate::model::{Gtin, Language};
@@ -645,6 +658,21 @@ mod tests {
         }
         let large = format!(r#"{{"a": "{}"}}"#, "x".repeat(2000));
         assert_eq!(with(&large).unwrap_err(), Problem::MetadataTooLarge { bytes_max: 1000 });
+    }
+
+    #[test]
+    fn metadata_that_would_be_repeated_too_often_are_too_large() {
+        let settings = generous(20_000);
+        let batch = |products: usize, metadata_bytes: usize| {
+            let filling = "x".repeat(metadata_bytes - r#"{"a":""}"#.len());
+            let eans = "1,".repeat(products - 1);
+            let body = format!(r#"{{"eans": [{eans}1], "metadata": {{"a":"{filling}"}}}}"#);
+            Submission::parse(body.as_bytes(), &settings)
+        };
+        assert!(batch(4096, 16 << 10).is_ok(), "64 MiB in all");
+        let problem = batch(4097, 16 << 10).unwrap_err();
+        assert_eq!((problem.status().as_u16(), problem.field()), (413, Some("metadata")));
+        assert!(batch(20_000, 100).is_ok());
     }
 
     #[test]

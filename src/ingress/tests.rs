@@ -43,6 +43,15 @@ pub(super) fn settings() -> Settings {
     }
 }
 
+/// Settings for batches of the largest size, as by the default of the configuration.
+pub(super) fn generous(products_max: usize) -> Settings {
+    let mut settings = settings();
+    settings.limits.products_max = products_max;
+    settings.limits.metadata_bytes_max = 16 << 10;
+    settings.limits.body_bytes_max = 1 << 20;
+    settings
+}
+
 /// Shorter than any patience of a test, longer than anything on a loaded machine.
 const SHORT: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -537,6 +546,20 @@ async fn what_is_refused_stores_nothing_and_says_why() {
     assert!(server.get("/api/scrape").await.head.contains("allow: post"));
     assert_eq!(server.fake.stored(), 0);
     assert_eq!(server.post(BODY).await.status, 202, "and the server lives");
+}
+
+#[tokio::test]
+async fn metadata_repeated_for_more_products_than_a_transaction_bears_are_refused() {
+    let server = Server::start(generous(10_000)).await;
+    let body = |products: usize| {
+        let (eans, metadata) = (r#""1","#.repeat(products - 1), "x".repeat(16_000));
+        format!(r#"{{"eans": [{eans}"1"], "metadata": {{"a": "{metadata}"}}}}"#)
+    };
+    let reply = server.post(&body(10_000)).await;
+    assert_eq!((reply.status, reply.json()["field"].as_str()), (413, Some("metadata")), "{reply:?}");
+    assert!(reply.error().contains("plusieurs lots"), "{reply:?}");
+    assert_eq!(server.fake.stored(), 0);
+    assert_eq!(server.post(&body(100)).await.status, 202);
 }
 
 #[tokio::test]

@@ -40,6 +40,7 @@ pub enum Problem {
     SitesEmpty { known: Vec<SiteName> },
     UrlRefused { field: &'static str, fault: UrlFault },
     MetadataTooLarge { bytes_max: usize },
+    MetadataTooOften { products: usize, metadata_bytes: usize, bytes_max: usize },
     MetadataUnreadable,
     // The head.
     KeyMalformed,
@@ -118,7 +119,9 @@ impl Problem {
             Self::NoRoute { .. } | Self::NoBatch { .. } => StatusCode::NOT_FOUND,
             Self::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodySlow { .. } => StatusCode::REQUEST_TIMEOUT,
-            Self::BodyTooLarge { .. } | Self::TooMany { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTooLarge { .. } | Self::TooMany { .. } | Self::MetadataTooOften { .. } => {
+                StatusCode::PAYLOAD_TOO_LARGE
+            }
             Self::NotJson | Self::Encoded => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::NoShop
@@ -140,7 +143,9 @@ impl Problem {
             | Self::UrlRefused { field, .. }
             | Self::QueryMalformed { field, .. } => Some(field),
             Self::SitesEmpty { .. } => Some("sites"),
-            Self::MetadataTooLarge { .. } | Self::MetadataUnreadable => Some("metadata"),
+            Self::MetadataTooLarge { .. } | Self::MetadataTooOften { .. } | Self::MetadataUnreadable => {
+                Some("metadata")
+            }
             Self::NothingInIt => Some("eans"),
             Self::KeyMalformed | Self::KeyReused => Some("Idempotency-Key"),
             Self::BodyNotUtf8

@@ -44,6 +44,16 @@ pub struct Options<'a> {
 /// was, and a page pasted into the cell does not fill the ledger and every webhook.
 pub const EAN_CHARS_MAX: usize = 64;
 
+/// Entries that share one visit end in one transaction, each with a whole body: at 30 KB for a common product sheet that
+/// is 15 MB at most. A column filled down over 100 000 rows by mistake is 200 visits instead of one.
+pub const DUPLICATES_MAX: u32 = 500;
+
+/// The visit that later entries of the same barcodes are duplicates of.
+struct First {
+    index: u32,
+    duplicates: u32,
+}
+
 /// Decides over every entry, in order; the result has as many products as there are entries.
 pub fn take(entries: Vec<Entry>, options: Options<'_>) -> Vec<NewProduct> {
     let mut first_of = HashMap::with_capacity(entries.len());
@@ -59,7 +69,7 @@ fn take_one(
     index: u32,
     entry: Entry,
     options: Options<'_>,
-    first_of: &mut HashMap<(Gtin, Option<Gtin>), u32>,
+    first_of: &mut HashMap<(Gtin, Option<Gtin>), First>,
 ) -> NewProduct {
     let ean = as_sent(&entry.primary);
     let over = |status, kind: &str, detail| {
@@ -80,9 +90,12 @@ fn take_one(
     }
     let (replacement, note) = read_replacement(&entry.replacement, &gtin, options.language);
     let fate = match first_of.entry((gtin.clone(), replacement.clone())) {
-        Slot::Occupied(first) => Fate::Duplicate { of: *first.get(), gtin, replacement },
-        Slot::Vacant(slot) => {
-            slot.insert(index);
+        Slot::Occupied(mut first) if first.get().duplicates < DUPLICATES_MAX => {
+            first.get_mut().duplicates += 1;
+            Fate::Duplicate { of: first.get().index, gtin, replacement }
+        }
+        slot => {
+            slot.insert_entry(First { index, duplicates: 0 });
             Fate::Visit { gtin, replacement }
         }
     };
@@ -308,6 +321,25 @@ mod tests {
         assert_eq!(of, [None, Some(1), None, Some(3), Some(1)]);
         assert_eq!(products[1].ean, "748322148474", "a duplicate keeps its own text");
         assert!(products[3].note.is_some(), "a duplicate keeps its own note");
+    }
+
+    #[test]
+    fn a_visit_has_a_limit_of_duplicates_and_the_next_ones_are_those_of_another() {
+        let column = vec![entry(text(EAN), Barcode::Null); 2 * DUPLICATES_MAX as usize + 3];
+        let mut duplicates_of = std::collections::BTreeMap::new();
+        for (index, product) in (1..).zip(take_in(Language::French, column)) {
+            match product.fate {
+                Fate::Visit { .. } => assert_eq!(duplicates_of.insert(index, 0), None),
+                Fate::Duplicate { of, .. } => *duplicates_of.get_mut(&of).expect("of a visit before it") += 1,
+                Fate::Over { .. } => panic!("{product:?}"),
+            }
+        }
+        let next = DUPLICATES_MAX + 2;
+        let full = DUPLICATES_MAX;
+        assert_eq!(
+            duplicates_of.into_iter().collect::<Vec<_>>(),
+            [(1, full), (next, full), (2 * next - 1, 0)]
+        );
     }
 
     #[test]

@@ -65,6 +65,12 @@ impl Problem {
             Self::MetadataTooLarge { bytes_max } => {
                 format!("« metadata » dépasse {bytes_max} octets (server.metadata_bytes_max).")
             }
+            Self::MetadataTooOften { products, metadata_bytes, bytes_max } => {
+                format!(
+                    "« metadata » ({metadata_bytes} octets) répété dans {products} webhooks dépasse {bytes_max} octets : \
+                     raccourcissez-le ou envoyez plusieurs lots."
+                )
+            }
             Self::MetadataUnreadable => {
                 "« metadata » contient une valeur que tous ne savent pas lire : imbrication trop profonde, nombre \
                  trop grand ou caractère invalide."
@@ -171,6 +177,12 @@ impl Problem {
             },
             Self::MetadataTooLarge { bytes_max } => {
                 format!("\"metadata\" exceeds {bytes_max} bytes (server.metadata_bytes_max).")
+            }
+            Self::MetadataTooOften { products, metadata_bytes, bytes_max } => {
+                format!(
+                    "\"metadata\" ({metadata_bytes} bytes) repeated in {products} webhooks exceed {bytes_max} bytes: \
+                     shorten them or send several batches."
+                )
             }
             Self::MetadataUnreadable => {
                 "\"metadata\" holds a value that not everyone can read: nested too deeply, a number too large or an \
