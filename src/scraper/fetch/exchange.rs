@@ -20,8 +20,9 @@ use url::Url;
 /// The body of a redirect is read, to keep the connection, only if it is this small and comes at once.
 const REDIRECT_BYTES_MAX: usize = 16 * 1024;
 const REDIRECT_BODY_WITHIN: Duration = Duration::from_secs(2);
-/// No shop's wish is followed for longer than a day.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// No shop's wish is followed for longer: a product that pauses keeps its place in its batch's window, so a shop that
+/// says a day would hold the batch for days. What is still refused then costs an attempt, and those are few.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(15 * 60);
 
 pub(super) enum Answer {
     Page(Page),
@@ -252,6 +253,13 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     #[test]
+    fn a_shop_that_says_a_day_holds_a_batch_for_minutes() {
+        let says_a_day = HeaderMap::from_iter([(RETRY_AFTER, "86400".parse().unwrap())]);
+        let wait = retry_after(&says_a_day, UNIX_EPOCH).unwrap();
+        assert_eq!(wait, Duration::from_secs(15 * 60));
+    }
+
+    #[test]
     fn retry_after_is_read_as_seconds_and_as_a_date() {
         let now = UNIX_EPOCH + Duration::from_secs(784_111_700);
         let read = |text: &str| {
@@ -263,6 +271,7 @@ mod tests {
         assert_eq!(read("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::from_secs(77)));
         assert_eq!(read("Sat, 05 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
         assert_eq!(read("99999999999"), Some(RETRY_AFTER_MAX));
+        assert_eq!(read("Mon, 07 Nov 1994 08:49:37 GMT"), Some(RETRY_AFTER_MAX));
         assert_eq!((read("soon"), read("-3"), read("")), (None, None, None));
         assert_eq!(retry_after(&HeaderMap::new(), now), None);
     }
