@@ -218,7 +218,7 @@ pub struct Tor {
     pub control: Option<SocketAddr>,
     /// How many circuits, and so scrapers, there are.
     pub circuits: usize,
-    /// Visits before a circuit is retired.
+    /// Fetches through Tor after which a circuit is retired, between two visits. A visit makes several.
     pub uses_max: u32,
     /// Below tor's MaxCircuitDirtiness, at which tor itself would change the circuit.
     pub age_max: Duration,

@@ -73,7 +73,7 @@ pub struct Settings {
 pub struct WearLimits {
     /// From its first dial. Below Tor's `MaxCircuitDirtiness` (600 s), with room for a visit.
     pub age_max: Duration,
-    /// Fetches.
+    /// Fetches: what a shop sees of a circuit.
     pub uses_max: u32,
 }
 
