@@ -58,6 +58,7 @@ pub mod search;
 pub mod syntax;
 
 mod clean;
+mod microdata;
 mod structured;
 #[cfg(test)]
 mod tests;

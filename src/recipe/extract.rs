@@ -4,12 +4,14 @@
 //! [`VALUE_BYTES_MAX`] and all of them together at [`EXTRACTED_BYTES_MAX`]: they go into one webhook.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use scraper::{ElementRef, Selector};
 use serde_json::{Map, Value};
 
 use super::clean::{self, WrittenFor};
 use super::document::{Breaks, Clock, Document, attribute, decode, is_whole};
+use super::microdata::{self, Microdata, element_text};
 use super::structured::{self, GTINS};
 use super::syntax::{JsonPath, SourceKind, normal};
 use super::{Field, Limits, Recipe, RecipeError, Rule, Source};
@@ -41,8 +43,10 @@ pub struct Extracted {
     pub fields: Map<String, Value>,
     /// The barcode in [`EAN_FIELD`], if it is one.
     pub own_gtin: Option<Gtin>,
-    /// Those of the structured data.
+    /// Those of the structured data about the page's product.
     pub gtins: Vec<Gtin>,
+    /// Several, of which the page does not tell which is its product's: none of them verifies anything.
+    pub unclear_gtins: Vec<Gtin>,
 }
 
 /// What a page is to a barcode.
@@ -65,6 +69,9 @@ pub fn check(asked: &Gtin, extracted: &Extracted, unverified: bool) -> Match {
         (Some(own), _) => Match::Other(own.clone()),
         (None, Some(_)) if extracted.gtins.contains(asked) => Match::Verified,
         (None, Some(first)) => Match::Other(first.clone()),
+        (None, None) if !extracted.unclear_gtins.is_empty() && !extracted.unclear_gtins.contains(asked) => {
+            Match::Other(extracted.unclear_gtins[0].clone())
+        }
         (None, None) if unverified => Match::Unverified,
         (None, None) => Match::NoGtin,
     }
@@ -80,20 +87,23 @@ pub fn extract(recipe: &Recipe, page: &Page, limits: &Limits) -> Result<Extracte
     let document = Document::parse(&text, &clock)?;
     let elements = document.elements(document.root())?;
     let blocks = json_ld_blocks(&document, &elements)?;
-    let properties = properties(&document, &elements)?;
+    let product = structured::product(&blocks);
+    let Microdata { properties, gtins } = microdata::of_page(&document, &elements)?;
+    let barcodes = Barcodes::among(product, gtins);
     let reader = Reader {
         document: &document,
         text: &text,
         elements: &elements,
         properties: &properties,
-        product: structured::product(&blocks),
+        barcodes: &barcodes.elements,
+        product,
         blocks: &blocks,
     };
     let mut room = EXTRACTED_BYTES_MAX;
     let fields = reader.fields(&recipe.fields, Scope::Page, &mut room)?;
     let own_gtin = fields.get(EAN_FIELD).and_then(Value::as_str).and_then(structured::gtin_in);
-    let gtins = reader.gtins()?;
-    Ok(Extracted { fields, own_gtin, gtins })
+    let Barcodes { own, unclear, .. } = barcodes;
+    Ok(Extracted { fields, own_gtin, gtins: own, unclear_gtins: unclear })
 }
 
 fn json_ld_blocks(document: &Document<'_>, elements: &[ElementRef<'_>]) -> Result<Vec<Value>, RecipeError> {
@@ -111,20 +121,6 @@ fn json_ld_blocks(document: &Document<'_>, elements: &[ElementRef<'_>]) -> Resul
     Ok(blocks)
 }
 
-/// The microdata among `elements`: what has `itemprop`, in the product if there is one.
-fn properties<'d>(
-    document: &'d Document<'d>,
-    elements: &[ElementRef<'d>],
-) -> Result<Vec<ElementRef<'d>>, RecipeError> {
-    let is_product =
-        |element| attribute(element, "itemtype").is_some_and(|kind| kind.contains("schema.org/Product"));
-    let is_property = |element| attribute(element, "itemprop").is_some();
-    match document.find(elements, 1, is_product)?.first() {
-        Some(product) => document.find(&document.elements(**product)?, usize::MAX, is_property),
-        None => document.find(elements, usize::MAX, is_property),
-    }
-}
-
 /// What a source looks at.
 #[derive(Clone, Copy)]
 enum Scope<'d> {
@@ -140,6 +136,8 @@ struct Reader<'d> {
     elements: &'d [ElementRef<'d>],
     /// Its microdata.
     properties: &'d [ElementRef<'d>],
+    /// Its barcodes in microdata.
+    barcodes: &'d [ElementRef<'d>],
     product: Option<&'d Value>,
     blocks: &'d [Value],
 }
@@ -290,12 +288,12 @@ impl<'d> Reader<'d> {
                 };
                 self.each(elements, |element| match attr {
                     Some(attr) => Ok(element.attr(attr).map(str::to_owned)),
-                    None => self.element_text(element).map(Some),
+                    None => element_text(self.document, element).map(Some),
                 })
             }
             SourceKind::Microdata(names) => {
                 let elements = self.microdata(names, scope)?;
-                self.each(elements, |element| self.property(element).map(Some))
+                self.each(elements, |element| microdata::value(self.document, element).map(Some))
             }
             SourceKind::Meta(name) => {
                 let is_named = |element: ElementRef<'d>| {
@@ -311,7 +309,9 @@ impl<'d> Reader<'d> {
             }
             SourceKind::After { css, text, then } => {
                 let element = self.after(scope, css, text, then)?;
-                self.each(element.into_iter().collect(), |element| self.element_text(element).map(Some))
+                self.each(element.into_iter().collect(), |element| {
+                    element_text(self.document, element).map(Some)
+                })
             }
             SourceKind::Pattern(pattern) => {
                 let item;
@@ -354,25 +354,17 @@ impl<'d> Reader<'d> {
         Ok(found)
     }
 
-    fn element_text(&self, element: ElementRef<'d>) -> Result<String, RecipeError> {
-        match element.value().name() {
-            "meta" => Ok(element.attr("content").unwrap_or_default().to_owned()),
-            "input" => Ok(element.attr("value").unwrap_or_default().to_owned()),
-            _ => self.document.text(element, Breaks::Blocks, VALUE_BYTES_MAX),
-        }
-    }
-
     /// The elements with `itemprop`, one name below the other; in the page's product if it has one.
     fn microdata(&self, names: &[String], scope: Scope<'d>) -> Result<Vec<ElementRef<'d>>, RecipeError> {
         let mut properties = match scope {
+            Scope::Page if names.first().is_some_and(|name| GTINS.contains(&name.as_str())) => {
+                Cow::Borrowed(self.barcodes)
+            }
             Scope::Page => Cow::Borrowed(self.properties),
-            _ => Cow::Owned(properties(self.document, &self.within(scope)?)?),
+            _ => Cow::Owned(microdata::of_item(self.document, &self.within(scope)?)?),
         };
         for (depth, name) in names.iter().enumerate() {
-            let is_named = |element| {
-                let written = attribute(element, "itemprop").unwrap_or_default();
-                written.split_ascii_whitespace().any(|written| written == name)
-            };
+            let is_named = |element| microdata::is_named(element, |written| written == name);
             if depth == 0 {
                 properties = Cow::Owned(self.document.find(&properties, MATCHES_MAX, is_named)?);
                 continue;
@@ -388,26 +380,6 @@ impl<'d> Reader<'d> {
             properties = Cow::Owned(below);
         }
         Ok(properties.into_owned())
-    }
-
-    /// The value of a microdata property.
-    fn property(&self, element: ElementRef<'d>) -> Result<String, RecipeError> {
-        let attr = match element.value().name() {
-            "data" | "meter" => Some("value"),
-            "time" => Some("datetime"),
-            "img" | "audio" | "video" | "source" | "embed" | "iframe" => Some("src"),
-            "link" => Some("href"),
-            // The standard takes the address of a link; shops mean its text, but for the properties that are one.
-            "a" if matches!(element.attr("itemprop"), Some("url" | "sameAs" | "image" | "item")) => {
-                Some("href")
-            }
-            _ => None,
-        };
-        let value = element.attr("content").or_else(|| element.attr(attr?));
-        match value {
-            Some(value) => Ok(value.to_owned()),
-            None => self.element_text(element),
-        }
     }
 
     /// The first `then` after the innermost element that matches `css` and says `wanted`.
@@ -442,20 +414,37 @@ impl<'d> Reader<'d> {
         }
         Ok(target)
     }
+}
 
-    /// The barcodes in JSON-LD, then in microdata.
-    fn gtins(&self) -> Result<Vec<Gtin>, RecipeError> {
-        let mut found = Vec::new();
-        if let Some(product) = self.product {
-            structured::gtins(product, &mut found);
+/// The barcodes that are the page's own.
+struct Barcodes<'d> {
+    own: Vec<Gtin>,
+    unclear: Vec<Gtin>,
+    /// The elements of microdata that say one of `own`.
+    elements: Vec<ElementRef<'d>>,
+}
+
+impl<'d> Barcodes<'d> {
+    /// What JSON-LD says counts alone: it is about one product. Microdata counts if it names one barcode.
+    fn among(product: Option<&Value>, written: Vec<(ElementRef<'d>, Gtin)>) -> Self {
+        let mut own = Vec::new();
+        if let Some(product) = product {
+            structured::gtins(product, &mut own);
         }
-        for key in GTINS {
-            for element in self.microdata(&[key.to_owned()], Scope::Page)? {
-                found.extend(structured::gtin_in(&self.property(element)?));
-            }
+        let mut unclear = Vec::new();
+        if own.is_empty() {
+            let mut named: Vec<Gtin> = written.iter().map(|(_, gtin)| gtin.clone()).collect();
+            forget_repeats(&mut named);
+            (own, unclear) = if named.len() == 1 { (named, own) } else { (own, named) };
         }
-        let mut seen = std::collections::HashSet::new();
-        found.retain(|gtin| seen.insert(gtin.to_gtin14()));
-        Ok(found)
+        forget_repeats(&mut own);
+        let elements =
+            written.into_iter().filter(|(_, gtin)| own.contains(gtin)).map(|(element, _)| element).collect();
+        Self { own, unclear, elements }
     }
+}
+
+fn forget_repeats(gtins: &mut Vec<Gtin>) {
+    let mut seen = HashSet::new();
+    gtins.retain(|gtin| seen.insert(gtin.clone()));
 }

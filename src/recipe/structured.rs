@@ -10,7 +10,7 @@ use crate::model::gtin::pad_number;
 const VALUES_MAX: usize = 500;
 
 /// Properties under which a page names other products.
-const RELATED: [&str; 9] = [
+pub(super) const RELATED: [&str; 9] = [
     "isRelatedTo",
     "isSimilarTo",
     "isAccessoryOrSparePartFor",

@@ -213,6 +213,67 @@ fn a_shop_without_fields_yields_the_schema_org_product() {
     assert_eq!(Value::Object(shop.site_object(found, &bare)), expected);
 }
 
+/// A card of "similar products", as a product of its own.
+fn card(itemprop: &str, gtin: &str) -> String {
+    format!(
+        r#"<div {itemprop} itemscope itemtype="https://schema.org/Product"><span itemprop="name">Autre</span>
+        <meta itemprop="gtin13" content="{gtin}"></div>"#
+    )
+}
+
+#[test]
+fn a_card_of_another_product_verifies_nothing() {
+    let fields = "[sites.mine.fields]\ntitre = \"microdata:name\"\n";
+    let ean_too = format!("{fields}ean_verif = \"microdata:gtin13\"\n");
+    let shop_with = |fields: &str| {
+        let search = "[sites.mine.search]\nurl = \"s/{ean}\"\nlinks = \"css:a.p\"\n";
+        shop("mine", &format!("[sites.mine]\nbase = \"http://mine.test:81\"\n{search}{fields}"))
+    };
+    let (asked, page_is) = ("0748322148474", "3701129820322");
+    let json_ld = format!(
+        r#"<script type="application/ld+json">{{"@type": "Product", "name": "P", "gtin13": "{page_is}"}}</script>"#
+    );
+    let main = |heading: &str, inside: &str| {
+        format!(
+            r#"<div itemscope itemtype="http://schema.org/Product">{heading}<b itemprop="name">P</b>{inside}
+            <span itemprop="gtin13">{page_is}</span></div>"#
+        )
+    };
+    let (h1, loose) = ("<h1>P</h1>", format!(r#"<span itemprop="gtin13">{page_is}</span>"#));
+    let (alone, related) = (card("", asked), card(r#"itemprop="isRelatedTo""#, asked));
+    let other = Match::Other(gtin(page_is));
+    for (what, html, expected) in [
+        ("beside JSON-LD", format!("{json_ld}{alone}"), &other),
+        ("before the main one", format!("{alone}{}", main(h1, "")), &other),
+        ("after the main one", format!("{}{alone}", main(h1, "")), &other),
+        ("nested in it", main(h1, &alone), &other),
+        ("nested in it, without a heading", main("", &alone), &other),
+        ("related to it", main("", &related), &other),
+        (
+            "in a list of it",
+            main(h1, &format!("<ul itemprop=hasVariant>{}</ul>", loose.replace(page_is, asked))),
+            &other,
+        ),
+        ("with the heading around both", format!("{h1}{alone}{}", main("", "")), &Match::NoGtin),
+        ("beside a barcode in no product", format!("{alone}{loose}"), &Match::NoGtin),
+    ] {
+        for fields in [fields, &ean_too] {
+            let extracted =
+                extract(&shop_with(fields), &page("http://mine.test:81/p", html.clone()), &LIMITS);
+            let extracted = extracted.unwrap();
+            assert_eq!(check(&gtin(asked), &extracted, false), *expected, "{what}: {extracted:?}");
+            let right = check(&gtin(page_is), &extracted, false);
+            let clear = *expected != Match::NoGtin;
+            assert_eq!(right == Match::Verified, clear, "{what}: {extracted:?}");
+            if what.contains("main one") || what.contains("nested") {
+                assert_eq!(field(&extracted, "titre"), "P", "{what}");
+            }
+            let neither = check(&gtin("3665606002406"), &extracted, true);
+            assert!(matches!(neither, Match::Other(_)), "{what}: {neither:?}");
+        }
+    }
+}
+
 #[test]
 fn what_was_cut_off_is_not_trusted() {
     let closed = |url: &str, body: &str| Page { end: End::Closed, ..page(url, body) };
