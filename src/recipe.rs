@@ -277,6 +277,14 @@ impl Recipe {
         Some(format!("page says \"{}\"", marker.text))
     }
 
+    /// What a visit of this shop waits for: Tor, if its search or its pages go through it.
+    pub fn waits_for(&self) -> Via {
+        match (self.search.via, self.via) {
+            (Via::Direct, Via::Direct) => Via::Direct,
+            (Via::Tor, _) | (_, Via::Tor) => Via::Tor,
+        }
+    }
+
     /// The shop's object in `data`: who, which, where, then the fields in the order of the recipe.
     pub fn site_object(&self, found: Found<'_>, extracted: &extract::Extracted) -> Map<String, Value> {
         let mut object = Map::new();

@@ -213,6 +213,22 @@ fn a_shop_without_fields_yields_the_schema_org_product() {
     assert_eq!(Value::Object(shop.site_object(found, &bare)), expected);
 }
 
+#[test]
+fn a_visit_waits_for_tor_if_its_search_or_its_pages_go_through_it() {
+    for (search, pages, waits_for) in [
+        ("direct", "direct", Via::Direct),
+        ("tor", "direct", Via::Tor),
+        ("direct", "tor", Via::Tor),
+        ("tor", "tor", Via::Tor),
+    ] {
+        let text = format!(
+            "[sites.mine]\nbase = \"http://mine.test\"\nvia = \"{pages}\"\n[sites.mine.search]\nvia = \"{search}\"\n\
+             url = \"s/{{ean}}\"\nlinks = \"css:a.p\"\n"
+        );
+        assert_eq!(shop("mine", &text).waits_for(), waits_for, "search {search}, pages {pages}");
+    }
+}
+
 /// A card of "similar products", as a product of its own.
 fn card(itemprop: &str, gtin: &str) -> String {
     format!(

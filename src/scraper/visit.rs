@@ -101,7 +101,7 @@ impl Call<'_> {
 
     fn via(&self, site: &str) -> Via {
         match (self.gear.shops.get(site), &self.gear.catalogue) {
-            (Some(shop), _) => shop.recipe.via,
+            (Some(shop), _) => shop.recipe.waits_for(),
             (None, Some(catalogue)) => catalogue.limits.via,
             (None, None) => Via::Tor,
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use glaneur_kit::proxy::Manner;
 use glaneur_kit::shop::{Conduct, Purpose, When};
-use glaneur_kit::{Catalogue, Daemon, Gate, Proxy, Receiver, Shops, TorNetwork};
+use glaneur_kit::{Catalogue, Daemon, Gate, Proxy, Receiver, ShopKind, Shops, TorNetwork};
 use serde_json::Value;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
@@ -168,4 +168,21 @@ async fn a_proxy_that_takes_no_password_is_refused_and_nothing_goes_out() {
     daemon.wait_for_event("batch_taken", |_| true).await.unwrap();
     assert!(shops.all.iter().all(|shop| shop.hits().is_empty()));
     assert_eq!(daemon.events("visit_started").len(), 0);
+}
+
+#[tokio::test]
+async fn a_shop_whose_search_alone_goes_through_tor_waits_for_tor() {
+    let proxy = Proxy::start().unwrap();
+    proxy.behave(Manner::NoAuth);
+    let mut stage = Stage::direct(Catalogue::of([REAL[0]]));
+    stage.config = stage.config.socks(proxy.address()).set("sites.cocooncenter.search", "via", "tor");
+    let daemon = stage.start().await;
+    daemon.wait_for_event("tor_lost", |_| true).await.unwrap();
+    accepted(daemon.submit(&batch([REAL[0]])).await.unwrap());
+    for direct in ["pharmagdd", "drakkars"] {
+        daemon.wait_for_event("visit_ended", |event| event["site"] == direct).await.unwrap();
+    }
+    let started = daemon.events("visit_started");
+    assert_eq!(started.len(), 2, "{started:?}");
+    assert!(stage.shops.of(ShopKind::Cocooncenter).hits().is_empty());
 }

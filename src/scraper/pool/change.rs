@@ -17,7 +17,7 @@ use crate::scraper::{CATALOGUE, Visit};
 /// How each shop may be visited, and the catalogue asked.
 pub(super) fn limits(gear: &Gear) -> BTreeMap<SiteName, ShopLimits> {
     let shops = gear.shops.iter().map(|(name, shop)| {
-        let (interval, concurrency, via) = (shop.interval, shop.concurrency, shop.recipe.via);
+        let (interval, concurrency, via) = (shop.interval, shop.concurrency, shop.recipe.waits_for());
         (name.clone(), ShopLimits { interval, concurrency, via })
     });
     shops.chain(gear.catalogue.iter().map(|catalogue| (CATALOGUE.into(), catalogue.limits))).collect()
