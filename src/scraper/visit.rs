@@ -328,13 +328,21 @@ impl Call<'_> {
         .await;
         match result {
             Ok(Ok(value)) => Ok(value),
-            // An exit that died looks like a clean end: another attempt may bring all of it.
-            Ok(Err(error @ RecipeError::Truncated(_))) => {
-                Err(failed(error.kind(), error.to_string(), Again::Soon))
-            }
-            Ok(Err(error)) => Err(failed(error.kind(), error.to_string(), Again::Never)),
+            Ok(Err(error)) => Err(failed(error.kind(), error.to_string(), again_after(&error))),
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
+    }
+}
+
+/// Whether the same page may be read at another attempt.
+fn again_after(error: &RecipeError) -> Again {
+    match error {
+        // An exit that died looks like a clean end: another attempt may bring all of it.
+        RecipeError::Truncated(_) => Again::Soon,
+        // The time is that of the wall, as the watchdog's is: a machine that is busy with others makes any page slow. One
+        // that is slow by itself is so at each attempt, and those are few.
+        RecipeError::TooSlow(_) => Again::Soon,
+        RecipeError::TooDeep(_) | RecipeError::TooLarge(_) | RecipeError::Answer(_) => Again::Never,
     }
 }
 
@@ -469,5 +477,23 @@ impl VisitFacts {
         let (index, attempt) = (*index, *attempt);
         Event::VisitEnded { batch_id, index, ean, site, circuit, attempt, outcome, detail, duration_ms }
             .emit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_read_again_where_the_machine_or_the_exit_may_be_to_blame() {
+        for (error, again) in [
+            (RecipeError::TooSlow(Duration::from_secs(1)), Again::Soon),
+            (RecipeError::Truncated("no </html>"), Again::Soon),
+            (RecipeError::TooDeep(512), Again::Never),
+            (RecipeError::TooLarge(1000), Again::Never),
+            (RecipeError::Answer("not JSON".into()), Again::Never),
+        ] {
+            assert_eq!(again_after(&error), again, "{error}");
+        }
     }
 }
