@@ -18,6 +18,7 @@ use glaneur::model::page::{Request, Via};
 use glaneur::scraper::circuit::{Circuit, Settings};
 use glaneur::scraper::fetch::FetchLimits;
 use glaneur::scraper::tls::Tls;
+use glaneur::scraper::tor::TorGate;
 use glaneur_kit::daemon::proc;
 use glaneur_kit::shop::{Conduct, When};
 use glaneur_kit::{Because, Catalogue, Config, Daemon, Receiver, Result, Shop, ShopKind, Shops, Trouble};
@@ -187,7 +188,7 @@ async fn bare_loop(arguments: &[String]) -> Result<()> {
     let config = glaneur::config::parse(file, &text)
         .map_err(|problems| Trouble::new(problems.iter().map(ToString::to_string).collect::<String>()))?;
     let tls = Tls::new(None).because("set TLS up")?;
-    let settings = Settings { socks: config.tor.socks.to_string().into(), tls };
+    let settings = Settings { tor: TorGate::new(config.tor.socks), tls };
     let fetch = &config.fetch;
     let limits = FetchLimits {
         connect: fetch.connect_timeout,

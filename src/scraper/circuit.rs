@@ -25,6 +25,7 @@ pub(super) use wire::{Connection, Traffic};
 use crate::model::page::Via;
 use crate::scraper::fetch::FetchError;
 use crate::scraper::tls::Tls;
+use crate::scraper::tor::TorGate;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use socks::{Credentials, Dialled};
@@ -63,8 +64,8 @@ impl fmt::Display for CircuitId {
 /// What all circuits of the process have in common. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `host:port` of Tor's SOCKS port.
-    pub socks: Arc<str>,
+    /// Has the SOCKS port, and is told of every byte that comes through it.
+    pub tor: TorGate,
     pub tls: Tls,
 }
 
@@ -204,6 +205,10 @@ impl Circuit {
         let raw = Traffic::new();
         sight.watch(&raw);
         let stream = Counted::new(tcp, raw.clone());
+        let stream = match origin.via {
+            Via::Tor => stream.proving(self.settings.tor.clone()),
+            Via::Direct => stream,
+        };
         let connection = if origin.secure {
             let name = ServerName::try_from(origin.host.clone()).map_err(|_| FetchError::Request {
                 reason: "the host is no name a certificate could have",
@@ -222,7 +227,7 @@ impl Circuit {
     async fn reach(&self, origin: &Origin) -> Result<TcpStream, FetchError> {
         let (host, port) = (origin.host.as_str(), origin.port);
         match origin.via {
-            Via::Tor => match socks::dial(&self.settings.socks, host, port, &self.credentials).await {
+            Via::Tor => match socks::dial(self.settings.tor.socks(), host, port, &self.credentials).await {
                 Dialled::Connected(tcp) => Ok(tcp),
                 Dialled::Refused(reply) => Err(FetchError::Unreached { reply }),
                 Dialled::Away(away) => Err(FetchError::Tor(away)),

@@ -33,7 +33,14 @@ pub(super) enum Manner {
     StallsReply,
     /// To RESOLVE; a CONNECT does not resolve.
     StallsResolve,
+    /// Forwards what is no probe; a probe gets no answer, and is hung up on at [`Socks::hang_up_on_probes`].
+    HoldsProbes {
+        to: SocketAddr,
+    },
 }
+
+/// The user name of probes.
+pub(super) const PROBE: &str = "glaneur-probe";
 
 /// What one client asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,8 +55,9 @@ pub(super) struct Dial {
 /// A SOCKS port; it ends when dropped, with all its streams.
 pub(super) struct Socks {
     pub address: String,
-    dials: Arc<Mutex<Vec<Dial>>>,
+    dials: watch::Sender<Vec<Dial>>,
     after_the_lie: watch::Receiver<Option<usize>>,
+    probes_over: watch::Sender<bool>,
     task: AbortHandle,
 }
 
@@ -63,18 +71,19 @@ impl Socks {
     pub async fn start(manner: Manner) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let dials = Arc::new(Mutex::new(Vec::new()));
+        let dials = watch::Sender::new(Vec::new());
         let (lie, after_the_lie) = watch::channel(None);
+        let (probes_over, over) = watch::channel(false);
         let seen = dials.clone();
         let task = tokio::spawn(async move {
             let mut clients = JoinSet::new();
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
-                let (seen, lie) = (seen.clone(), lie.clone());
-                clients.spawn(async move { serve(tcp, manner, &seen, &lie).await });
+                let (seen, lie, over) = (seen.clone(), lie.clone(), over.clone());
+                clients.spawn(async move { serve(tcp, manner, &seen, &lie, over).await });
             }
         });
-        Self { address, dials, after_the_lie, task: task.abort_handle() }
+        Self { address, dials, after_the_lie, probes_over, task: task.abort_handle() }
     }
 
     /// An address where nobody listens.
@@ -83,7 +92,17 @@ impl Socks {
     }
 
     pub fn dials(&self) -> Vec<Dial> {
-        self.dials.lock().unwrap().clone()
+        self.dials.borrow().clone()
+    }
+
+    /// Waits until somebody asks who is such a client.
+    pub async fn dialled(&self, user: &str) {
+        let asked = |dials: &Vec<Dial>| dials.iter().any(|dial| dial.user == user);
+        self.dials.subscribe().wait_for(asked).await.unwrap();
+    }
+
+    pub fn hang_up_on_probes(&self) {
+        self.probes_over.send_replace(true);
     }
 
     /// Bytes that a client sent after the port had chosen no authentication, once it hung up.
@@ -96,8 +115,9 @@ impl Socks {
 async fn serve(
     mut tcp: TcpStream,
     manner: Manner,
-    dials: &Mutex<Vec<Dial>>,
+    dials: &watch::Sender<Vec<Dial>>,
     lie: &watch::Sender<Option<usize>>,
+    mut probes_over: watch::Receiver<bool>,
 ) -> Option<()> {
     match manner {
         Manner::HangsUpAtOnce => return None,
@@ -140,9 +160,13 @@ async fn serve(
         _ => text(&mut tcp).await?,
     };
     let port = tcp.read_u16().await.ok()?;
-    dials.lock().unwrap().push(Dial { user, password, command, host, port });
+    let is_probe = user == PROBE;
+    dials.send_modify(|dials| dials.push(Dial { user, password, command, host, port }));
     match manner {
-        Manner::Forwards { to } => {
+        Manner::HoldsProbes { .. } if is_probe => {
+            let _ = probes_over.wait_for(|over| *over).await;
+        }
+        Manner::Forwards { to } | Manner::HoldsProbes { to } => {
             let mut shop = TcpStream::connect(to).await.ok()?;
             tcp.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await.ok()?;
             copy_bidirectional(&mut tcp, &mut shop).await.ok()?;

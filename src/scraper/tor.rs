@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::fetch::FetchError;
 use super::probe::{self, TorAway};
 use crate::telemetry::Event;
 
@@ -16,6 +17,9 @@ use crate::telemetry::Event;
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How often while it is away: an operator who restarts tor should not wait.
 const LOOK_EVERY_WHEN_AWAY: Duration = Duration::from_millis(500);
+
+/// A byte through another circuit this long ago still shows that Tor is there.
+const PROOF_FRESH: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TorState {
@@ -41,15 +45,15 @@ pub struct TorGate {
     state: watch::Sender<TorState>,
     socks: Arc<str>,
     born: Instant,
-    /// Milliseconds after `born` at which a byte last came through a circuit.
-    last_proof_ms: Arc<AtomicU64>,
+    /// Microseconds after `born` at which a byte last came through a circuit.
+    last_proof_us: Arc<AtomicU64>,
 }
 
 impl TorGate {
     pub fn new(socks: SocketAddr) -> Self {
         let state = watch::channel(TorState::Unknown).0;
         let socks = socks.to_string().into();
-        Self { state, socks, born: Instant::now(), last_proof_ms: Arc::default() }
+        Self { state, socks, born: Instant::now(), last_proof_us: Arc::default() }
     }
 
     /// `host:port` of the SOCKS port.
@@ -67,14 +71,43 @@ impl TorGate {
 
     /// A byte of a shop came through a circuit: Tor is there, whatever another circuit says.
     pub fn prove(&self) {
-        let ms = self.born.elapsed().as_millis() as u64;
-        self.last_proof_ms.fetch_max(ms, Ordering::AcqRel);
+        let us = self.born.elapsed().as_micros() as u64;
+        self.last_proof_us.fetch_max(us, Ordering::AcqRel);
     }
 
     /// Whether some circuit brought a byte no longer ago than this.
     pub fn proven_within(&self, fresh: Duration) -> bool {
-        let proven = self.last_proof_ms.load(Ordering::Acquire);
-        proven > 0 && (self.born + Duration::from_millis(proven)).elapsed() < fresh
+        let proven = self.last_proof_us.load(Ordering::Acquire);
+        proven > 0 && (self.born + Duration::from_micros(proven)).elapsed() < fresh
+    }
+
+    /// Whether some circuit brought a byte after this moment.
+    pub fn proven_since(&self, moment: Instant) -> bool {
+        let proven = self.last_proof_us.load(Ordering::Acquire);
+        proven > 0 && self.born + Duration::from_micros(proven) >= moment
+    }
+
+    /// Whether Tor was there when a visit met `error` at `host`; if not, what [`Self::lose`] is to be told.
+    ///
+    /// Looks at the port first, which a tor that was just killed has closed: it cuts what is in flight like a bad exit.
+    /// Then, if the failure itself proves nothing, for an exit that answers. The circuits of a probe may be slow while
+    /// others deliver, and losing Tor cancels those: what they bring meanwhile has the last word.
+    pub async fn was_there(
+        &self,
+        error: &FetchError,
+        host: &str,
+        within: Duration,
+    ) -> Result<(), (TorAway, Option<String>)> {
+        probe::probe_port(&self.socks, within).await.map_err(|away| (away, None))?;
+        let proves_itself = error.seen_bytes() && error.kind() != "timeout";
+        if proves_itself || self.proven_within(PROOF_FRESH) {
+            return Ok(());
+        }
+        let began = Instant::now();
+        match probe::probe_circuit(&self.socks, host, within).await {
+            Err(away) if !self.proven_since(began) => Err((away, Some(host.to_owned()))),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// Somebody met Tor's absence. `prove_with`: the name of a host that no circuit reached.
@@ -121,5 +154,74 @@ impl TorGate {
             let pause = if self.is_there() { LOOK_EVERY } else { LOOK_EVERY_WHEN_AWAY };
             tokio::time::sleep(pause).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::page::{Request, Via};
+    use crate::scraper::circuit::{Circuit, Settings};
+    use crate::scraper::fetch::FetchLimits;
+    use crate::scraper::fetch::tests::{limits, settings, soon};
+    use crate::scraper::stand_in::{Manner, PROBE, Shop, Socks};
+
+    const SOON: Duration = Duration::from_secs(60);
+    const SILENCE: FetchError = FetchError::Deadline { seen: false };
+
+    /// A shop that never ends its page, behind a port that lets no probe through.
+    async fn stage() -> (Shop, Socks, Settings) {
+        let shop = Shop::start(None, |mut visitor| async move {
+            visitor.request().await?;
+            visitor.write("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n<html>").await?;
+            visitor.linger().await;
+            None
+        })
+        .await;
+        let socks = Socks::start(Manner::HoldsProbes { to: shop.address }).await;
+        let settings = settings(&socks.address, None);
+        (shop, socks, settings)
+    }
+
+    #[tokio::test]
+    async fn first_bytes_through_another_circuit_outweigh_a_probe_that_fails() {
+        let (_shop, socks, settings) = stage().await;
+        let tor = settings.tor.clone();
+        let others = async {
+            socks.dialled(PROBE).await;
+            let limits = FetchLimits { silence: Duration::from_millis(50), ..limits() };
+            let page = Request::get("http://www.shop.example/".parse().unwrap());
+            let mut circuit = Circuit::new(1, 41, 1, settings);
+            let fetched = circuit.fetch(&page, Via::Tor, &limits, &[], soon()).await;
+            assert!(matches!(fetched, Err(FetchError::SilenceTimeout { .. })), "{fetched:?}");
+            socks.hang_up_on_probes();
+        };
+        let (was_there, ()) = tokio::join!(tor.was_there(&SILENCE, "dead.example", SOON), others);
+        assert_eq!(was_there, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_probe_that_fails_while_nothing_else_comes_through_tells_that_tor_is_away() {
+        let (_shop, socks, settings) = stage().await;
+        let nobody = async {
+            socks.dialled(PROBE).await;
+            socks.hang_up_on_probes();
+        };
+        let (was_there, ()) = tokio::join!(settings.tor.was_there(&SILENCE, "dead.example", SOON), nobody);
+        let (_, prove_with) = was_there.unwrap_err();
+        assert_eq!(prove_with.as_deref(), Some("dead.example"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_proof_counts_from_its_own_moment_on() {
+        let tor = TorGate::new(([127, 0, 0, 1], 9050).into());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let before = Instant::now();
+        assert!(!tor.proven_since(before));
+        tor.prove();
+        assert!(tor.proven_since(before));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!tor.proven_since(Instant::now()), "what was before a probe says nothing about it");
+        assert!(!tor.proven_within(PROOF_FRESH));
     }
 }

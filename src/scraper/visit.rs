@@ -13,7 +13,6 @@ use super::circuit::Circuit;
 use super::deadlines::Watched;
 use super::fetch::{FetchError, Verdict};
 use super::pace::Pace;
-use super::probe::{self, TorAway};
 use super::tor::TorState;
 use super::{Announced, CATALOGUE, Ticket, Visit};
 use crate::batch::machine::{Again, VisitEnd};
@@ -35,9 +34,6 @@ pub(super) struct Call<'a> {
     /// Told of every deadline.
     pub watched: &'a Watched,
 }
-
-/// A byte through another circuit this long ago still shows that Tor is there.
-const PROOF_FRESH: Duration = Duration::from_millis(500);
 
 /// Why a visit came to no result.
 #[derive(Debug)]
@@ -231,12 +227,7 @@ impl Call<'_> {
         }
         ticket.dialled(Instant::now());
         match self.circuit.fetch(request, errand.via, &self.gear.fetch, hosts, errand.deadline).await {
-            Ok(page) => {
-                if errand.via == Via::Tor {
-                    self.gear.tor.prove();
-                }
-                Ok(page)
-            }
+            Ok(page) => Ok(page),
             Err(error) => Err(self.stop_for(&error, request, errand.via).await),
         }
     }
@@ -248,11 +239,13 @@ impl Call<'_> {
             self.gear.tor.lose(away, None);
             return Stop::TorAway;
         }
-        if via == Via::Tor
-            && let Err((away, prove_with)) = self.tor_was_there(error, request).await
-        {
-            self.gear.tor.lose(&away, prove_with);
-            return Stop::TorAway;
+        if via == Via::Tor {
+            let host = request.url.host_str().unwrap_or_default();
+            let was_there = self.gear.tor.was_there(error, host, self.gear.probe_timeout).await;
+            if let Err((away, prove_with)) = was_there {
+                self.gear.tor.lose(&away, prove_with);
+                return Stop::TorAway;
+            }
         }
         let again = match error.verdict() {
             Verdict::RetryHere => Again::Soon,
@@ -264,26 +257,6 @@ impl Call<'_> {
             Verdict::Never => Again::Never,
         };
         Stop::Failed { reason: Reason::new(error.kind(), with_causes(error)), again }
-    }
-
-    /// Looks at the port first, which a tor that was just killed has closed: it cuts what is in flight like a bad exit.
-    /// Then, if the failure itself proves nothing, for an exit that answers.
-    async fn tor_was_there(
-        &self,
-        error: &FetchError,
-        request: &Request,
-    ) -> Result<(), (TorAway, Option<String>)> {
-        let (tor, within) = (&self.gear.tor, self.gear.probe_timeout);
-        probe::probe_port(tor.socks(), within).await.map_err(|away| (away, None))?;
-        if error.seen_bytes() && error.kind() != "timeout" {
-            tor.prove();
-        } else if !tor.proven_within(PROOF_FRESH) {
-            let host = request.url.host_str().unwrap_or_default();
-            probe::probe_circuit(tor.socks(), host, within)
-                .await
-                .map_err(|away| (away, Some(host.to_owned())))?;
-        }
-        Ok(())
     }
 
     fn refuse_blocked(&mut self, recipe: &Recipe, page: &Page) -> Result<(), Stop> {

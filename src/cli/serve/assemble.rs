@@ -150,7 +150,7 @@ pub fn parts(
     let base = Base {
         ledger: handle.clone(),
         tor: tor.clone(),
-        circuits: circuit::Settings { socks: config.tor.socks.to_string().into(), tls },
+        circuits: circuit::Settings { tor: tor.clone(), tls },
         epoch: epoch as u64,
         floor: Arc::default(),
         cores: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))),

@@ -3,6 +3,7 @@ use crate::model::page::{Method, Request, Via};
 use crate::scraper::fetch::tests::{limits, soon};
 use crate::scraper::stand_in::{Manner, Shop, Socks, Visitor, certified};
 use crate::scraper::tls::Tls;
+use crate::scraper::tor::TorGate;
 use rustls::HandshakeKind;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -10,7 +11,7 @@ use url::Url;
 
 fn circuit(worker: u32, socks: &str, pem: Option<&str>) -> Circuit {
     let tls = Tls::new(pem.map(str::as_bytes)).unwrap();
-    Circuit::new(worker, 41, 1, Settings { socks: socks.into(), tls })
+    Circuit::new(worker, 41, 1, Settings { tor: TorGate::new(socks.parse().unwrap()), tls })
 }
 
 /// Answers once and says goodbye, so that each fetch needs a connection of its own.

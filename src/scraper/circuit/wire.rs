@@ -5,6 +5,7 @@
 //! this request sent? (Whether a kept connection that broke may be tried again; the TLS alert that closes an idle
 //! connection is no answer.)
 
+use crate::scraper::tor::TorGate;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -61,11 +62,18 @@ impl Traffic {
 pub(super) struct Counted<S> {
     socket: S,
     traffic: Arc<Traffic>,
+    /// What a byte from it proves to be there.
+    proves: Option<TorGate>,
 }
 
 impl<S> Counted<S> {
     pub(super) fn new(socket: S, traffic: Arc<Traffic>) -> Self {
-        Self { socket, traffic }
+        Self { socket, traffic, proves: None }
+    }
+
+    /// Its bytes come through Tor, from beyond an exit.
+    pub(super) fn proving(self, tor: TorGate) -> Self {
+        Self { proves: Some(tor), ..self }
     }
 }
 
@@ -79,6 +87,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
             let age = this.traffic.born.elapsed().as_micros();
             this.traffic.received_at_us.store(u64::try_from(age).unwrap_or(u64::MAX), Ordering::Relaxed);
             this.traffic.received.fetch_add(count as u64, Ordering::Release);
+            this.proves.iter().for_each(TorGate::prove);
         }
         Poll::Ready(Ok(()))
     }

@@ -3,6 +3,7 @@ use crate::model::page::{End, Method, Page, Request, Via};
 use crate::scraper::circuit::{Circuit, Connection, Origin, Settings, SocksReply, Traffic};
 use crate::scraper::stand_in::{Manner, Shop, Socks, Visitor, certified};
 use crate::scraper::tls::Tls;
+use crate::scraper::tor::TorGate;
 use std::io::Write;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
@@ -30,7 +31,12 @@ pub(in crate::scraper) fn soon() -> Instant {
 const SHORT: Duration = Duration::from_millis(100);
 
 fn circuit(socks: &str) -> Circuit {
-    Circuit::new(1, 41, 1, Settings { socks: socks.into(), tls: Tls::new(None).unwrap() })
+    Circuit::new(1, 41, 1, settings(socks, None))
+}
+
+pub(in crate::scraper) fn settings(socks: &str, roots: Option<&str>) -> Settings {
+    let tls = Tls::new(roots.map(str::as_bytes)).unwrap();
+    Settings { tor: TorGate::new(socks.parse().unwrap()), tls }
 }
 
 /// Fetches one request straight from `shop`, with a new circuit, within the shop's own address.
@@ -146,8 +152,7 @@ mod time {
         })
         .await;
         let socks = Socks::start(Manner::Forwards { to: shop.address }).await;
-        let tls = Tls::new(Some(pem.as_bytes())).unwrap();
-        let mut circuit = Circuit::new(1, 41, 1, Settings { socks: socks.address.as_str().into(), tls });
+        let mut circuit = Circuit::new(1, 41, 1, settings(&socks.address, Some(&pem)));
         let request = Request::get(Url::parse("https://www.shop.example/").unwrap());
         let limits = FetchLimits { first_byte: SHORT, ..limits() };
         let error = circuit.fetch(&request, Via::Tor, &limits, &[], soon()).await.unwrap_err();
@@ -433,8 +438,7 @@ mod end {
             })
             .await;
             let socks = Socks::start(Manner::Forwards { to: shop.address }).await;
-            let tls = Tls::new(Some(pem.as_bytes())).unwrap();
-            let mut circuit = Circuit::new(1, 41, 1, Settings { socks: socks.address.as_str().into(), tls });
+            let mut circuit = Circuit::new(1, 41, 1, settings(&socks.address, Some(&pem)));
             let request = Request::get(Url::parse("https://www.shop.example/").unwrap());
             let fetched = circuit.fetch(&request, Via::Tor, &limits(), &[], soon()).await;
             match fetched {
@@ -666,8 +670,8 @@ mod tor {
         let shop = Shop::start(Some(acceptor), |_| async { None }).await;
         let socks = Socks::start(Manner::Forwards { to: shop.address }).await;
         let request = Request::get(Url::parse("https://www.shop.example/").unwrap());
-        for roots in [None, Some(pem.as_bytes())] {
-            let settings = Settings { socks: socks.address.as_str().into(), tls: Tls::new(roots).unwrap() };
+        for roots in [None, Some(pem.as_str())] {
+            let settings = settings(&socks.address, roots);
             let mut circuit = Circuit::new(1, 41, 1, settings);
             let error = circuit.fetch(&request, Via::Tor, &limits(), &[], soon()).await.unwrap_err();
             assert!(matches!(error, FetchError::Tls { seen: true, .. }), "{error:?}");
