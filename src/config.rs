@@ -177,7 +177,7 @@ impl ProductUrl {
 /// A host, or a host with one port, that URLs from outside may point to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostRule {
-    /// As [`Url::host_str`] writes it: lower case, punycode, IPv6 in brackets.
+    /// As [`Url::host_str`] writes it: lower case, punycode, IPv6 in brackets; no dot at the end.
     pub host: String,
     /// None: any port.
     pub port: Option<u16>,
@@ -192,14 +192,21 @@ impl HostRule {
         // A scheme without a default port keeps every port that was written.
         let url = Url::parse(&format!("any://{text}")).map_err(|_| wrong())?;
         let host = url.host_str().ok_or_else(wrong)?;
-        let host = url::Host::parse(host).map_err(|_| wrong())?.to_string();
+        let host = url::Host::parse(without_dot(host)).map_err(|_| wrong())?.to_string();
         Ok(Self { host, port: url.port() })
     }
 
+    /// The one place where a URL of a shop, a candidate or a batch is held against the rule: what is accepted today
+    /// must not be withheld for ever tomorrow.
     pub fn allows(&self, url: &Url) -> bool {
-        url.host_str().is_some_and(|host| host.eq_ignore_ascii_case(&self.host))
+        url.host_str().is_some_and(|host| without_dot(host).eq_ignore_ascii_case(&self.host))
             && self.port.is_none_or(|port| url.port_or_known_default() == Some(port))
     }
+}
+
+/// A name with a dot at the end is the same name, said to be complete.
+fn without_dot(host: &str) -> &str {
+    host.strip_suffix('.').unwrap_or(host)
 }
 
 impl fmt::Display for HostRule {

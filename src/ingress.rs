@@ -38,6 +38,7 @@ pub use access::Token;
 pub use actor::{Args, Drain, Drained, Ingress};
 pub use host::Authority;
 
+use crate::config::HostRule;
 use crate::model::{Language, SiteName};
 
 /// What the configuration says about the way in. Taken anew for each request.
@@ -54,7 +55,7 @@ pub struct Settings {
     /// `batches.ignore_prefixes`.
     pub ignore_prefixes: Vec<String>,
     /// `webhooks.hosts`: where `callback_url` and `webhook_url` may point.
-    pub webhook_hosts: Vec<Authority>,
+    pub webhook_hosts: Vec<HostRule>,
     pub limits: Limits,
 }
 

@@ -40,6 +40,8 @@ pub use actor::{Args, Webhook, WebhookHandle, handle};
 pub use in_hand::InHand;
 pub use sign::Secret;
 
+use crate::config::HostRule;
+
 /// What the configuration says about webhooks. A new one applies at the next attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -47,8 +49,8 @@ pub struct Settings {
     pub product_url: Option<Url>,
     /// `webhooks.summary_url`.
     pub summary_url: Option<Url>,
-    /// `webhooks.hosts`: `host` or `host:port` to which per-batch URLs may point.
-    pub allowed_hosts: Vec<String>,
+    /// `webhooks.hosts`: to which per-batch URLs may point.
+    pub allowed_hosts: Vec<HostRule>,
     /// Signs each attempt.
     pub secret: Option<Secret>,
     /// From the dial to the end of the answer.

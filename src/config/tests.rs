@@ -162,7 +162,15 @@ fn hosts_are_hosts_with_or_without_a_port() {
     assert!(!default.allows(&Url::parse("https://localhost/").unwrap()));
     assert!(HostRule::parse("[::1]:80").unwrap().allows(&Url::parse("http://[::1]/").unwrap()));
     assert!(HostRule::parse("127.0.0.1").unwrap().allows(&Url::parse("http://127.0.0.1:9/").unwrap()));
-    for text in ["", " ", "http://x", "x/y", "a@b", "x:99999", "x y"] {
+    for (rule, url) in [
+        ("n8n:5678", "http://n8n.:5678/"),
+        ("n8n.:5678", "http://n8n:5678/"),
+        ("bücher.example", "https://B%C3%BCcher.example./"),
+        ("127.0.0.1", "http://2130706433/"),
+    ] {
+        assert!(HostRule::parse(rule).unwrap().allows(&Url::parse(url).unwrap()), "{rule} {url}");
+    }
+    for text in ["", " ", ".", "::1", "http://x", "x/y", "a@b", "x:99999", "x y"] {
         assert!(HostRule::parse(text).is_err(), "{text:?}");
     }
 }

@@ -326,7 +326,7 @@ fn batch_url(
         return Err(refused(UrlFault::Credentials));
     }
     let authority = Authority::of(&url).ok_or_else(|| refused(UrlFault::Malformed))?;
-    if !settings.webhook_hosts.iter().any(|rule| rule.covers(&authority)) {
+    if !settings.webhook_hosts.iter().any(|rule| rule.allows(&url)) {
         return Err(refused(UrlFault::Host { host: authority.to_string() }));
     }
     url.set_fragment(None);
@@ -641,6 +641,14 @@ mod tests {
         assert_eq!(fault("http://n8n:5679/"), UrlFault::Host { host: "n8n:5679".into() }, "another port");
         assert!(matches!(fault("http://n8n:5678.evil.example/"), UrlFault::Malformed));
         assert!(matches!(fault("http://169.254.169.254/latest"), UrlFault::Host { .. }));
+    }
+
+    #[test]
+    fn a_host_with_a_dot_at_its_end_is_accepted_as_it_will_be_sent_to() {
+        let callback =
+            parse(r#"{"eans": ["1"], "callback_url": "http://n8n.:5678/w"}"#).unwrap().callback_url;
+        let url = Url::parse(&callback.unwrap()).unwrap();
+        assert_eq!(crate::webhook::target::check_host(&url, &settings().webhook_hosts), Ok(()));
     }
 
     #[test]

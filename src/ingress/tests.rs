@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{Args, Authority, Drain, Ingress, Limits, Settings, Token};
+use crate::config::HostRule;
 use crate::ledger::store::{
     AcceptAnswer, Addressing, BatchView, Claim, Claimed, DeliveryView, Ended, LaneView, OpenBatch,
     ProductState, ProductView, Read, Recorded, Store, StoreError, Tally,
@@ -29,7 +30,7 @@ pub(super) fn settings() -> Settings {
         token: None,
         sites: vec!["alpha".into(), "beta".into()],
         ignore_prefixes: vec!["3400".into()],
-        webhook_hosts: ["n8n:5678", "hooks.example"].map(|host| Authority::parse(host).unwrap()).into(),
+        webhook_hosts: ["n8n:5678", "hooks.example"].map(|host| HostRule::parse(host).unwrap()).into(),
         limits: Limits {
             products_max: 100,
             body_bytes_max: 100_000,

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 pub use self::world::settings;
 use self::world::{Reply, World, finished};
+use crate::config::HostRule;
 use crate::failpoint::Point;
 use crate::model::delivery::{DeliveryState, Subject};
 
@@ -299,7 +300,7 @@ async fn what_has_nowhere_to_go_is_withheld_and_sent_when_it_has() {
     assert!(world.receiver.seen().is_empty());
     world.reload(|settings| settings.product_url = Some(url.clone()));
     world.until_all(&named, DeliveryState::Taken).await;
-    world.reload(|settings| settings.allowed_hosts = vec!["127.0.0.1".into()]);
+    world.reload(|settings| settings.allowed_hosts = vec![HostRule::parse("127.0.0.1").unwrap()]);
     world.until_all(&own, DeliveryState::Taken).await;
     assert!(world.receiver.seen().iter().any(|seen| seen.path == "/own?signature=secret"));
     assert!(world.deliveries(&own).await.iter().all(|delivery| delivery.attempts == 1));

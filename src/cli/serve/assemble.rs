@@ -248,7 +248,7 @@ fn webhook_settings(config: &Config, secret: Option<webhook::Secret>) -> webhook
     webhook::Settings {
         product_url: webhooks.product_url.url().cloned(),
         summary_url: webhooks.summary_url.clone(),
-        allowed_hosts: webhooks.hosts.iter().map(ToString::to_string).collect(),
+        allowed_hosts: webhooks.hosts.clone(),
         secret,
         timeout: webhooks.timeout,
         concurrency: webhooks.concurrency,
@@ -263,16 +263,14 @@ fn webhook_settings(config: &Config, secret: Option<webhook::Secret>) -> webhook
 
 fn ingress_settings(config: &Config, token: Option<ingress::Token>) -> ingress::Settings {
     let server = &config.server;
-    let authorities =
-        |names: Vec<String>| names.iter().filter_map(|name| ingress::Authority::parse(name)).collect();
     ingress::Settings {
         language: language(config),
-        hosts: authorities(server.hosts.clone()),
+        hosts: server.hosts.iter().filter_map(|name| ingress::Authority::parse(name)).collect(),
         allow_from: server.allow_from.clone(),
         token,
         sites: config.enabled_sites().iter().map(|recipe| recipe.name.as_str().into()).collect(),
         ignore_prefixes: config.batches.ignore_prefixes.clone(),
-        webhook_hosts: authorities(config.webhooks.hosts.iter().map(ToString::to_string).collect()),
+        webhook_hosts: config.webhooks.hosts.clone(),
         limits: ingress::Limits {
             products_max: server.products_max,
             body_bytes_max: server.body_bytes_max,

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use url::Url;
 
+use crate::config::HostRule;
 use crate::failpoint::Point;
 use crate::ledger::actor::Limits;
 use crate::ledger::sqlite::{self, OpenOptions};
@@ -37,7 +38,7 @@ pub fn settings(product_url: &str) -> Settings {
     Settings {
         product_url: Some(product_url.parse().unwrap()),
         summary_url: None,
-        allowed_hosts: vec!["127.0.0.1".into()],
+        allowed_hosts: vec![HostRule::parse("127.0.0.1").unwrap()],
         secret: Some(Secret::parse("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap()),
         timeout: Duration::from_secs(20),
         concurrency: 4,
