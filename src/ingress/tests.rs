@@ -14,11 +14,11 @@ use tokio::time::timeout;
 use super::{Args, Authority, Drain, Ingress, Limits, Settings, Token};
 use crate::ledger::store::{
     AcceptAnswer, Addressing, BatchView, Claim, Claimed, DeliveryView, Ended, LaneView, OpenBatch,
-    ProductState, ProductView, Read, Recorded, Store, StoreError, Tally,
+    ProductState, ProductView, Read, Readmitted, Recorded, Store, StoreError, Tally,
 };
 use crate::ledger::{self, LedgerReader};
 use crate::model::batch::{Accepted, NewBatch, Outcome, Repeat};
-use crate::model::delivery::{AttemptRecord, DeliveryNo, DueDelivery, LaneNo};
+use crate::model::delivery::{AttemptRecord, DeliveryNo, DueDelivery, LaneNo, UrlHash};
 use crate::model::{BatchId, BatchNo, Language, ProductKey};
 
 pub(super) fn settings() -> Settings {
@@ -186,7 +186,7 @@ impl Store for Fake {
     fn record_lane_panic(&mut self, _: DeliveryNo) -> Result<u32, StoreError> {
         not_here()
     }
-    fn readmit_withheld(&mut self, _: LaneNo, _: i64) -> Result<u32, StoreError> {
+    fn readmit(&mut self, _: LaneNo, _: UrlHash, _: i64, _: u32) -> Result<Readmitted, StoreError> {
         not_here()
     }
     fn shift_due(&mut self, _: i64) -> Result<(), StoreError> {

@@ -319,6 +319,27 @@ async fn an_endpoint_that_is_gone_stops_its_lane_and_no_other() {
 }
 
 #[tokio::test]
+async fn an_endpoint_that_is_gone_sends_again_once_it_has_another_url() {
+    let world = World::start(|_| ()).await;
+    world.receiver.answer(|seen| if seen.path == "/product" { Reply::status(410) } else { Reply::ok() });
+    let batch = world.batch(5, None).await;
+    world.until_all(&batch, DeliveryState::Stopped).await;
+    let sent = world.receiver.products().len();
+    world.reload(|settings| settings.patience += Duration::from_secs(1));
+    world.until_looked(3).await;
+    assert_eq!(world.receiver.products().len(), sent, "the same URL is left alone");
+    let moved = world.receiver.url.join("/moved").unwrap();
+    world.reload(|settings| settings.product_url = Some(moved));
+    world.until_all(&batch, DeliveryState::Taken).await;
+    let seen = world.receiver.seen();
+    let mut ids: Vec<_> = seen.iter().filter(|seen| seen.path == "/moved").map(|seen| &seen.id).collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 5, "{seen:?}");
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_redirect_is_not_followed() {
     let world = World::start(|_| ()).await;
     world.receiver.answer(|seen| if seen.count == 1 { Reply::redirect("/elsewhere") } else { Reply::ok() });

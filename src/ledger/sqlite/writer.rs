@@ -13,14 +13,16 @@ use rusqlite::StatementStatus;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row, params};
 use serde_json::value::RawValue;
 
-use super::super::store::{AcceptAnswer, Addressing, Claim, Claimed, Ended, Recorded, Store, StoreError};
+use super::super::store::{
+    AcceptAnswer, Addressing, Claim, Claimed, Ended, Readmitted, Recorded, Store, StoreError,
+};
 use super::checkpoint::{Checkpointer, Step, checkpoint};
 use super::counters::Delta;
 use super::number;
 use super::outbox::Lane;
 use crate::model::batch::{Accepted, Fate, IntakeCounts, NewBatch, NewProduct, Outcome, Repeat};
 use crate::model::body::{self, BatchFacts, EntryFacts};
-use crate::model::delivery::{AttemptRecord, DeliveryNo, LaneNo};
+use crate::model::delivery::{AttemptRecord, DeliveryNo, LaneNo, UrlHash};
 use crate::model::{BatchId, BatchNo, ProductKey};
 
 /// The one writer of an SQLite ledger.
@@ -753,8 +755,14 @@ impl Store for SqliteStore {
         panics.ok_or_else(|| StoreError::Other(format!("there is no {no:?}")))
     }
 
-    fn readmit_withheld(&mut self, lane: LaneNo, now_ms: i64) -> Result<u32, StoreError> {
-        self.readmit(lane, now_ms)
+    fn readmit(
+        &mut self,
+        lane: LaneNo,
+        url: UrlHash,
+        now_ms: i64,
+        limit: u32,
+    ) -> Result<Readmitted, StoreError> {
+        self.readmit_held(lane, url, now_ms, limit)
     }
 
     fn shift_due(&mut self, by_ms: i64) -> Result<(), StoreError> {
