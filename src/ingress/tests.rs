@@ -174,6 +174,9 @@ impl Store for Fake {
     fn release_older(&mut self, _: BatchNo, _: Claim) -> Result<u32, StoreError> {
         not_here()
     }
+    fn release_claims(&mut self, _: BatchNo, _: Claim, _: &[u32]) -> Result<Vec<u32>, StoreError> {
+        not_here()
+    }
     fn end(&mut self, _: ProductKey, _: Claim, _: &Outcome, _: i64) -> Result<Ended, StoreError> {
         not_here()
     }
@@ -204,6 +207,9 @@ impl Store for Fake {
 const LONG_NOTE_BYTES: usize = 20_000;
 
 impl Read for Fake {
+    fn claimed(&mut self, _: BatchNo, _: Claim) -> Result<Vec<u32>, StoreError> {
+        not_here()
+    }
     fn batch(&mut self, name: &str) -> Result<Option<BatchView>, StoreError> {
         let view = |(accepted, batch): &(Accepted, NewBatch)| BatchView {
             no: accepted.batch,

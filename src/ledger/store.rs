@@ -146,6 +146,13 @@ pub trait Store: Send {
     fn put_back(&mut self, key: ProductKey, claim: Claim) -> Result<(), StoreError>;
     /// Puts back what older incarnations of the batch's coordinator hold; how many.
     fn release_older(&mut self, batch: BatchNo, claim: Claim) -> Result<u32, StoreError>;
+    /// Puts back those of these products that `claim` or an older one holds; which.
+    fn release_claims(
+        &mut self,
+        batch: BatchNo,
+        claim: Claim,
+        indexes: &[u32],
+    ) -> Result<Vec<u32>, StoreError>;
 
     /// Transaction 2: the outcome, its delivery, those of its duplicates, and the batch's end if it was the last.
     fn end(
@@ -321,6 +328,8 @@ pub trait Read: Send {
     fn open_batch_count(&mut self) -> Result<u64, StoreError>;
     /// By public name, or by number.
     fn batch(&mut self, name: &str) -> Result<Option<BatchView>, StoreError>;
+    /// The products of a batch that `claim` or an older one holds, in order.
+    fn claimed(&mut self, batch: BatchNo, claim: Claim) -> Result<Vec<u32>, StoreError>;
     /// The first answer to the submit that minted this name (rule 5).
     fn accepted(&mut self, batch_id: &BatchId) -> Result<Option<Accepted>, StoreError>;
     /// Products of a batch with an index above `after`, in order.

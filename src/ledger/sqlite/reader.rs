@@ -4,8 +4,8 @@ use rusqlite::types::FromSql;
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 
 use super::super::store::{
-    BatchView, DeliveryView, HeldLane, LaneView, OpenBatch, ProductState, ProductView, Read, StoreError,
-    Tally,
+    BatchView, Claim, DeliveryView, HeldLane, LaneView, OpenBatch, ProductState, ProductView, Read,
+    StoreError, Tally,
 };
 use super::number;
 use super::writer::{self, CLAIMED, QUEUED, damaged};
@@ -217,6 +217,15 @@ impl Read for SqliteReader {
         view.sites = sites(&sites_json)?;
         view.ignored_3400 = serde_json::from_str(&ignored).map_err(damaged)?;
         Ok(Some(view))
+    }
+
+    fn claimed(&mut self, batch: BatchNo, claim: Claim) -> Result<Vec<u32>, StoreError> {
+        self.all(
+            "SELECT idx FROM product INDEXED BY product_claimed
+             WHERE batch = ?1 AND state = 1 AND (claim_epoch, claim_inc) <= (?2, ?3) ORDER BY idx",
+            params![batch.0, claim.epoch, claim.incarnation],
+            |row| row.get(0),
+        )
     }
 
     fn accepted(&mut self, batch_id: &BatchId) -> Result<Option<Accepted>, StoreError> {

@@ -682,18 +682,29 @@ impl Store for SqliteStore {
             params![batch.0, claim.epoch, claim.incarnation],
             |row| row.get::<_, u32>(0),
         )?;
-        for index in &older {
-            self.run(
+        Ok(self.release_claims(batch, claim, &older)?.len() as u32)
+    }
+
+    fn release_claims(
+        &mut self,
+        batch: BatchNo,
+        claim: Claim,
+        indexes: &[u32],
+    ) -> Result<Vec<u32>, StoreError> {
+        let mut released = Vec::with_capacity(indexes.len());
+        for &index in indexes {
+            let changed = self.run(
                 "UPDATE product SET state = 0, claim_epoch = NULL, claim_inc = NULL, started = 0
-                 WHERE batch = ?1 AND idx = ?2",
-                params![batch.0, index],
+                 WHERE batch = ?1 AND idx = ?2 AND state = 1 AND (claim_epoch, claim_inc) <= (?3, ?4)",
+                params![batch.0, index, claim.epoch, claim.incarnation],
             )?;
+            released.extend((changed == 1).then_some(index));
         }
-        if let Some(&index) = older.iter().min() {
-            self.count(batch, &Delta::put_back(older.len() as i64))?;
+        if let Some(&index) = released.iter().min() {
+            self.count(batch, &Delta::put_back(released.len() as i64))?;
             self.lower_cursor(ProductKey { batch, index })?;
         }
-        Ok(older.len() as u32)
+        Ok(released)
     }
 
     fn end(
