@@ -163,6 +163,8 @@ impl Actor for Coordinator {
             Msg::Tick => {
                 failpoint::hit(Point::CoordinatorTick);
                 me.send_after(TICK, || Msg::Tick);
+                // Whose next visit did not follow the last one within a tick.
+                state.products.keys().for_each(|index| state.rest(*index));
                 state.look_for_strays(&me);
                 state.look_up_if_idle(&me);
             }
@@ -271,8 +273,12 @@ impl State {
             self.put_back(index);
             return;
         }
+        let waits = matches!(answer.end, VisitEnd::PutBack | VisitEnd::Lost { .. });
         self.input(index, Input::Ended(slot, answer.end), me);
-        self.rest_if_still(index);
+        // Asked for again at once, what was put back may wait for hours; other visits mostly follow each other.
+        if self.products.get(&index).is_some_and(|live| waits || !live.product.is_asked()) {
+            self.rest(index);
+        }
         let still = |live: &Live| !live.product.is_over() && !live.product.is_asked();
         if self.draining.is_some() && self.products.get(&index).is_some_and(still) {
             self.put_back(index); // Its next attempt is the next process's.
@@ -340,18 +346,12 @@ impl State {
         }
     }
 
-    /// Between attempts a product is not being visited: a death of the process then is not its fault.
-    fn rest_if_still(&mut self, index: u32) {
-        let key = self.key(index);
-        let Some(live) = self.products.get(&index) else { return };
-        if live.product.is_asked() || !live.announced.withdraw() {
-            return;
-        }
-        let (ledger, claim) = (self.arguments.ledger.clone(), self.arguments.claim);
-        tokio::spawn(async move {
-            // Best effort: at worst the product is charged with a death that was not its own.
-            let _ = ledger.write(move |store| store.rest(key, claim)).await;
-        });
+    /// A product that waits is not being visited: a death of the process then is not its fault.
+    fn rest(&self, index: u32) {
+        let Some(live) = self.products.get(&index).filter(|live| live.announced.is_to_rest()) else { return };
+        let (key, claim, ledger) = (self.key(index), self.arguments.claim, self.arguments.ledger.clone());
+        let announced = Arc::clone(&live.announced);
+        tokio::spawn(async move { announced.rest(&ledger, key, claim).await });
     }
 
     fn write_ends(&mut self, me: &ActorRef<Msg>) {
