@@ -4,6 +4,8 @@ mod actor;
 pub mod machine;
 mod settings;
 pub mod supervisor;
+#[cfg(test)]
+mod tests;
 
 pub use settings::Settings;
 pub use supervisor::{Batches, BatchesHandle};

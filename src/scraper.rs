@@ -33,6 +33,7 @@ use std::sync::{Arc, Weak};
 use tokio::time::Instant;
 
 use crate::batch::machine::VisitEnd;
+use crate::ledger::LedgerHandle;
 use crate::ledger::store::Claim;
 use crate::model::{BatchId, Gtin, ProductKey, SiteName};
 
@@ -136,7 +137,7 @@ pub struct Announced {
     /// 0: the ledger holds no mark.
     at: AtomicU64,
     in_flight: AtomicU32,
-    /// Held while a suspect's mark is written: its visits side by side must not undo each other's.
+    /// Held while the mark is written or cleared: visits side by side must not undo each other's.
     writing: tokio::sync::Mutex<()>,
 }
 
@@ -150,9 +151,18 @@ impl Announced {
         self.at.store(floor + 1, Ordering::Release);
     }
 
-    /// Whether there was a mark.
-    pub fn withdraw(&self) -> bool {
-        self.at.swap(0, Ordering::AcqRel) != 0
+    /// Whether the ledger holds a mark although no visit is in flight.
+    pub fn is_to_rest(&self) -> bool {
+        self.at.load(Ordering::Acquire) != 0 && self.in_flight.load(Ordering::Acquire) == 0
+    }
+
+    /// Clears the mark if no visit is in flight. If it is not done now, [`Announced::is_to_rest`] goes on saying so.
+    pub async fn rest(&self, ledger: &LedgerHandle, key: ProductKey, claim: Claim) {
+        // Taken: a visit is about to start, or somebody else clears it.
+        let Ok(_writing) = self.writing.try_lock() else { return };
+        if self.is_to_rest() && ledger.write(move |store| store.rest(key, claim)).await.is_ok() {
+            self.at.store(0, Ordering::Release);
+        }
     }
 
     /// Counts a visit until the value is dropped, also by a panic.

@@ -4,7 +4,7 @@
 //! ledger with its incarnation, and the next incarnation releases them before it claims its own. Writes go out one at a
 //! time in tasks of their own and come back as messages, so that the mailbox never waits for a disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,8 +25,9 @@ use crate::wall;
 
 /// How often the coordinator looks for what nobody told it.
 const TICK: Duration = Duration::from_secs(1);
-/// A claimed product with no visit queued or in flight for this long is a mistake of this program (rule 1).
-const STRANDED_AFTER: Duration = Duration::from_secs(10);
+/// A claimed product that nobody has in hand for this long is a mistake of this program (rule 1): it is looked for as
+/// often, and told when it is found a second time.
+const STRAYS_EVERY: Duration = Duration::from_secs(10);
 /// How soon a visit is asked for again when the pool is between two incarnations.
 const POOL_AWAY_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// How soon a write is tried again that the ledger could not take.
@@ -49,7 +50,7 @@ pub(super) struct Arguments {
 
 #[derive(Debug)]
 pub(super) enum Msg {
-    /// Tell: release what older incarnations hold, then claim. The first message, sent by the supervisor.
+    /// Tell: begin. The first message, sent by the supervisor.
     Start,
     /// Tell: what the claim gave. From a task of the coordinator's own.
     Claimed(Result<Vec<Claimed>, LedgerError>),
@@ -61,6 +62,8 @@ pub(super) enum Msg {
     Committed { written: Arc<Vec<(u32, Outcome)>>, result: Result<Vec<Ended>, LedgerError> },
     /// Tell: whether the batch is over although nobody said so. From a task of the coordinator's own.
     LookedUp { is_over: bool },
+    /// Tell: claims that nobody has in hand, and those of them that were put back. From a task of the coordinator's own.
+    LookedForStrays { strays: BTreeSet<u32>, released: Vec<u32> },
     /// Tell: look for what nobody told. From a timer.
     Tick,
     /// Ask: claim nothing more; answered when all outcomes in hand are on disk and all claims are put back.
@@ -74,11 +77,18 @@ pub(super) struct State {
     products: BTreeMap<u32, Live>,
     /// Outcomes that wait for the next write.
     ends: Vec<(u32, Outcome)>,
+    /// What older incarnations hold is known to be put back.
+    released: bool,
+    /// Also while strays are looked for.
     claiming: bool,
-    committing: bool,
+    /// What the write under way is about.
+    committing: Option<Arc<Vec<(u32, Outcome)>>>,
     /// The last claim gave less than it could: nothing is queued, until something is put back.
     exhausted: bool,
     looking_up: bool,
+    /// Claimed, and in nobody's hands at the last look.
+    strays: BTreeSet<u32>,
+    strays_due: Instant,
     draining: Option<RpcReplyPort<()>>,
     /// Tickets hold the other end weakly: dropped with this incarnation.
     alive: Arc<()>,
@@ -91,8 +101,6 @@ struct Live {
     suspect: bool,
     announced: Arc<Announced>,
     first_dial: Option<Instant>,
-    /// Since when nothing is asked or due, which should not be.
-    still_since: Option<Instant>,
 }
 
 impl Actor for Coordinator {
@@ -106,10 +114,13 @@ impl Actor for Coordinator {
             arguments,
             products: BTreeMap::new(),
             ends: Vec::new(),
+            released: false,
             claiming: false,
-            committing: false,
+            committing: None,
             exhausted: false,
             looking_up: false,
+            strays: BTreeSet::new(),
+            strays_due: Instant::now() + STRAYS_EVERY,
             draining: None,
             alive: Arc::new(()),
         })
@@ -123,7 +134,6 @@ impl Actor for Coordinator {
                 let Arguments { batch, claim, .. } = &state.arguments;
                 let (batch_id, incarnation) = (batch.batch_id.as_str(), claim.incarnation);
                 Event::BatchTaken { batch_id, incarnation }.emit();
-                state.release_older_then_claim(&me);
             }
             Msg::Claimed(result) => {
                 failpoint::hit(Point::CoordinatorClaimed);
@@ -149,10 +159,13 @@ impl Actor for Coordinator {
                 }
                 state.exhausted = false;
             }
+            Msg::LookedForStrays { strays, released } => state.looked_for_strays(strays, &released),
             Msg::Tick => {
                 failpoint::hit(Point::CoordinatorTick);
                 me.send_after(TICK, || Msg::Tick);
-                state.put_stranded_back();
+                // Whose next visit did not follow the last one within a tick.
+                state.products.keys().for_each(|index| state.rest(*index));
+                state.look_for_strays(&me);
                 state.look_up_if_idle(&me);
             }
             Msg::Drain { reply } => state.drain(reply),
@@ -178,24 +191,8 @@ impl State {
         }
     }
 
-    fn release_older_then_claim(&mut self, me: &ActorRef<Msg>) {
-        let Arguments { batch, claim, ledger, window, .. } = &self.arguments;
-        let (batch, claim, ledger, limit, me) =
-            (batch.no, *claim, ledger.clone(), *window as u32, me.clone());
-        self.claiming = true;
-        tokio::spawn(async move {
-            let result = ledger
-                .write(move |store| {
-                    store.release_older(batch, claim)?;
-                    store.claim(batch, claim, limit)
-                })
-                .await;
-            // An incarnation that is gone claims nothing: the next one releases this claim.
-            let _ = me.cast(Msg::Claimed(result));
-        });
-    }
-
-    /// Fills the window once a quarter of it is free, so that claims come in groups.
+    /// Fills the window once a quarter of it is free, so that claims come in groups. The first one puts back what older
+    /// incarnations hold.
     fn claim_more(&mut self, me: &ActorRef<Msg>) {
         let room = self.arguments.window.saturating_sub(self.products.len());
         if self.claiming
@@ -207,10 +204,19 @@ impl State {
         }
         let Arguments { batch, claim, ledger, .. } = &self.arguments;
         let (batch, claim, ledger, me) = (batch.no, *claim, ledger.clone(), me.clone());
+        let release = !self.released;
         self.claiming = true;
         tokio::spawn(async move {
-            let result = ledger.write(move |store| store.claim(batch, claim, room as u32)).await;
-            let _ = me.cast(Msg::Claimed(result)); // As above.
+            let result = ledger
+                .write(move |store| {
+                    if release {
+                        store.release_older(batch, claim)?;
+                    }
+                    store.claim(batch, claim, room as u32)
+                })
+                .await;
+            // An incarnation that is gone claims nothing: the next one releases this claim.
+            let _ = me.cast(Msg::Claimed(result));
         });
     }
 
@@ -218,17 +224,18 @@ impl State {
         self.claiming = false;
         match result {
             Ok(claimed) => {
+                self.released = true;
                 self.exhausted = claimed.is_empty();
                 for product in claimed {
                     self.take_up(product, me);
                 }
             }
-            // Unknown included: what was claimed after all carries this claim, and is looked up when we are idle.
             Err(_) => self.claim_later(me),
         }
     }
 
-    /// Starts over with a release: a claim whose result was not seen must not be left behind.
+    /// Tries again, with the release if that was not done yet. What a claim whose result was not seen took after all is in
+    /// nobody's hands, and is found as a stray.
     fn claim_later(&mut self, me: &ActorRef<Msg>) {
         self.exhausted = true;
         let (looking_up, me) = (&mut self.looking_up, me.clone());
@@ -254,8 +261,7 @@ impl State {
         let replacement = replacement.and_then(|text| Gtin::parse(&text).ok());
         let (product, effects) = Product::claimed(gtin, replacement, &self.arguments.plan);
         let (ean, announced) = (ean.into(), Arc::default());
-        self.products
-            .insert(index, Live { product, ean, suspect, announced, first_dial: None, still_since: None });
+        self.products.insert(index, Live { product, ean, suspect, announced, first_dial: None });
         self.perform(index, effects, me);
     }
 
@@ -267,8 +273,12 @@ impl State {
             self.put_back(index);
             return;
         }
+        let waits = matches!(answer.end, VisitEnd::PutBack | VisitEnd::Lost { .. });
         self.input(index, Input::Ended(slot, answer.end), me);
-        self.rest_if_still(index);
+        // Asked for again at once, what was put back may wait for hours; other visits mostly follow each other.
+        if self.products.get(&index).is_some_and(|live| waits || !live.product.is_asked()) {
+            self.rest(index);
+        }
         let still = |live: &Live| !live.product.is_over() && !live.product.is_asked();
         if self.draining.is_some() && self.products.get(&index).is_some_and(still) {
             self.put_back(index); // Its next attempt is the next process's.
@@ -336,27 +346,21 @@ impl State {
         }
     }
 
-    /// Between attempts a product is not being visited: a death of the process then is not its fault.
-    fn rest_if_still(&mut self, index: u32) {
-        let key = self.key(index);
-        let Some(live) = self.products.get(&index) else { return };
-        if live.product.is_asked() || !live.announced.withdraw() {
-            return;
-        }
-        let (ledger, claim) = (self.arguments.ledger.clone(), self.arguments.claim);
-        tokio::spawn(async move {
-            // Best effort: at worst the product is charged with a death that was not its own.
-            let _ = ledger.write(move |store| store.rest(key, claim)).await;
-        });
+    /// A product that waits is not being visited: a death of the process then is not its fault.
+    fn rest(&self, index: u32) {
+        let Some(live) = self.products.get(&index).filter(|live| live.announced.is_to_rest()) else { return };
+        let (key, claim, ledger) = (self.key(index), self.arguments.claim, self.arguments.ledger.clone());
+        let announced = Arc::clone(&live.announced);
+        tokio::spawn(async move { announced.rest(&ledger, key, claim).await });
     }
 
     fn write_ends(&mut self, me: &ActorRef<Msg>) {
-        if self.committing || self.ends.is_empty() {
+        if self.committing.is_some() || self.ends.is_empty() {
             return;
         }
         let rest = self.ends.split_off(self.ends.len().min(ENDS_MAX));
         let written = Arc::new(std::mem::replace(&mut self.ends, rest));
-        self.committing = true;
+        self.committing = Some(Arc::clone(&written));
         self.spawn_write(written, Duration::ZERO, me);
     }
 
@@ -394,7 +398,7 @@ impl State {
                 return false;
             }
         };
-        self.committing = false;
+        self.committing = None;
         let mut batch_over = false;
         for ((index, outcome), ended) in written.iter().zip(ended) {
             self.tell_ended(*index, outcome, ended);
@@ -429,22 +433,46 @@ impl State {
         Event::OutcomeDropped { batch_id, index: index.into(), reason }.emit();
     }
 
-    /// Rule 1: a claimed product with nothing queued or in flight is put back, and somebody should look.
-    fn put_stranded_back(&mut self) {
+    /// Rule 1: a claimed product that is in nobody's hands is put back, and somebody should look. It has to be seen so twice:
+    /// what is being put back, or written as ended, may still look like it.
+    fn look_for_strays(&mut self, me: &ActorRef<Msg>) {
         let now = Instant::now();
-        let ending: Vec<u32> = self.ends.iter().map(|(index, _)| *index).collect();
-        let mut stranded = Vec::new();
-        for (index, live) in &mut self.products {
-            if live.product.is_moving() || ending.contains(index) {
-                live.still_since = None;
-            } else if *live.still_since.get_or_insert(now) + STRANDED_AFTER < now {
-                stranded.push(*index);
-            }
+        if self.claiming || self.draining.is_some() || now < self.strays_due {
+            return;
         }
-        for index in stranded {
+        self.strays_due = now + STRAYS_EVERY;
+        // Nothing is claimed meanwhile: it would look like a stray until it is heard of.
+        self.claiming = true;
+        let mut held: BTreeSet<u32> = self.products.keys().copied().collect();
+        let written = self.committing.iter().flat_map(|written| written.iter());
+        held.extend(self.ends.iter().chain(written).map(|(index, _)| *index));
+        let before = std::mem::take(&mut self.strays);
+        let Arguments { batch, claim, ledger, .. } = &self.arguments;
+        let (batch, claim, ledger, me) = (batch.no, *claim, ledger.clone(), me.clone());
+        tokio::spawn(async move {
+            // A read or a write that failed is repeated at the next look.
+            let claimed = ledger.reader().read(move |read| read.claimed(batch, claim)).await;
+            let mut strays: BTreeSet<u32> = claimed.unwrap_or_default().into_iter().collect();
+            strays.retain(|index| !held.contains(index));
+            let seen_twice: Vec<u32> = strays.intersection(&before).copied().collect();
+            let mut released = Vec::new();
+            if !seen_twice.is_empty() {
+                let release =
+                    ledger.write(move |store| store.release_claims(batch, claim, &seen_twice)).await;
+                released = release.unwrap_or_default();
+            }
+            strays.retain(|index| !released.contains(index));
+            let _ = me.cast(Msg::LookedForStrays { strays, released }); // The next incarnation releases them all.
+        });
+    }
+
+    fn looked_for_strays(&mut self, strays: BTreeSet<u32>, released: &[u32]) {
+        self.claiming = false;
+        self.strays = strays;
+        for &index in released {
             let batch_id = self.arguments.batch.batch_id.as_str();
             Event::ClaimStranded { batch_id, index: index.into() }.emit();
-            self.put_back(index);
+            self.exhausted = false;
         }
     }
 
@@ -462,7 +490,8 @@ impl State {
 
     /// Nothing in the window and nothing to claim: either the batch is over, or a claim went astray.
     fn look_up_if_idle(&mut self, me: &ActorRef<Msg>) {
-        let idle = self.products.is_empty() && self.ends.is_empty() && !self.claiming && !self.committing;
+        let idle =
+            self.products.is_empty() && self.ends.is_empty() && !self.claiming && self.committing.is_none();
         if !idle || !self.exhausted || self.looking_up || self.draining.is_some() {
             return;
         }
@@ -500,7 +529,8 @@ impl State {
     }
 
     fn finish_drain(&mut self, me: &ActorRef<Msg>) {
-        let done = self.products.is_empty() && self.ends.is_empty() && !self.committing && !self.claiming;
+        let done =
+            self.products.is_empty() && self.ends.is_empty() && self.committing.is_none() && !self.claiming;
         if done && let Some(reply) = self.draining.take() {
             let _ = reply.send(()); // The root may have stopped waiting.
             me.stop(None);

@@ -173,11 +173,6 @@ impl Product {
         }
     }
 
-    /// Whether a visit is asked for, or will be by itself.
-    pub fn is_moving(&self) -> bool {
-        self.over || self.slots.iter().any(|slot| !matches!(slot.state, SlotState::Done(_)))
-    }
-
     /// Whether the outcome is decided, though perhaps not yet on disk.
     pub fn is_over(&self) -> bool {
         self.over

@@ -15,11 +15,11 @@ use super::{Args, Authority, Drain, Ingress, Limits, Settings, Token};
 use crate::config::HostRule;
 use crate::ledger::store::{
     AcceptAnswer, Addressing, BatchView, Claim, Claimed, DeliveryView, Ended, LaneView, OpenBatch,
-    ProductState, ProductView, Read, Recorded, Store, StoreError, Tally,
+    ProductState, ProductView, Read, Readmitted, Recorded, Store, StoreError, Tally,
 };
 use crate::ledger::{self, LedgerReader};
 use crate::model::batch::{Accepted, NewBatch, Outcome, Repeat};
-use crate::model::delivery::{AttemptRecord, DeliveryNo, DueDelivery, LaneNo};
+use crate::model::delivery::{AttemptRecord, DeliveryNo, DueDelivery, LaneNo, UrlHash};
 use crate::model::{BatchId, BatchNo, Language, ProductKey};
 
 pub(super) fn settings() -> Settings {
@@ -184,6 +184,9 @@ impl Store for Fake {
     fn release_older(&mut self, _: BatchNo, _: Claim) -> Result<u32, StoreError> {
         not_here()
     }
+    fn release_claims(&mut self, _: BatchNo, _: Claim, _: &[u32]) -> Result<Vec<u32>, StoreError> {
+        not_here()
+    }
     fn end(&mut self, _: ProductKey, _: Claim, _: &Outcome, _: i64) -> Result<Ended, StoreError> {
         not_here()
     }
@@ -196,7 +199,7 @@ impl Store for Fake {
     fn record_lane_panic(&mut self, _: DeliveryNo) -> Result<u32, StoreError> {
         not_here()
     }
-    fn readmit_withheld(&mut self, _: LaneNo, _: i64) -> Result<u32, StoreError> {
+    fn readmit(&mut self, _: LaneNo, _: UrlHash, _: i64, _: u32) -> Result<Readmitted, StoreError> {
         not_here()
     }
     fn shift_due(&mut self, _: i64) -> Result<(), StoreError> {
@@ -214,6 +217,9 @@ impl Store for Fake {
 const LONG_NOTE_BYTES: usize = 20_000;
 
 impl Read for Fake {
+    fn claimed(&mut self, _: BatchNo, _: Claim) -> Result<Vec<u32>, StoreError> {
+        not_here()
+    }
     fn batch(&mut self, name: &str) -> Result<Option<BatchView>, StoreError> {
         let view = |(accepted, batch): &(Accepted, NewBatch)| BatchView {
             no: accepted.batch,

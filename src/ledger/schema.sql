@@ -1,4 +1,4 @@
--- The ledger, schema 1. Times are milliseconds since 1970, states are the discriminants of the enums of the model.
+-- The ledger, schema 1; later ones are in the files beside it. Times are milliseconds since 1970, states are the discriminants of the enums of the model.
 --
 -- What never changes after the accept (`batch`) lies apart from what changes with every product (`progress`), and
 -- bodies lie apart from deliveries, so that a small change does not write a large row again.

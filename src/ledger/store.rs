@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use crate::model::batch::{Accepted, NewBatch, Outcome, SiteName, Status};
 use crate::model::body::Language;
-use crate::model::delivery::{AttemptRecord, DeliveryNo, DeliveryState, DueDelivery, Endpoint, LaneNo};
+use crate::model::delivery::{
+    AttemptRecord, DeliveryNo, DeliveryState, DueDelivery, Endpoint, LaneNo, UrlHash,
+};
 use crate::model::{BatchId, BatchNo, ProductKey};
 
 /// Who holds a claimed product: this start of the process, and one incarnation of the batch's coordinator.
@@ -61,6 +63,15 @@ pub enum Recorded {
     Applied,
     /// Another attempt was recorded meanwhile; only logged.
     Late,
+}
+
+/// What became of held deliveries whose endpoint has a URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Readmitted {
+    /// The endpoint was stopped, and is no more.
+    pub resumed: bool,
+    /// Deliveries that are held no more, or for another reason.
+    pub moved: u32,
 }
 
 /// What the store must know of the configuration to address deliveries and to word the summary.
@@ -135,6 +146,13 @@ pub trait Store: Send {
     fn put_back(&mut self, key: ProductKey, claim: Claim) -> Result<(), StoreError>;
     /// Puts back what older incarnations of the batch's coordinator hold; how many.
     fn release_older(&mut self, batch: BatchNo, claim: Claim) -> Result<u32, StoreError>;
+    /// Puts back those of these products that `claim` or an older one holds; which.
+    fn release_claims(
+        &mut self,
+        batch: BatchNo,
+        claim: Claim,
+        indexes: &[u32],
+    ) -> Result<Vec<u32>, StoreError>;
 
     /// Transaction 2: the outcome, its delivery, those of its duplicates, and the batch's end if it was the last.
     fn end(
@@ -157,8 +175,15 @@ pub trait Store: Send {
     fn record_attempt(&mut self, attempt: &AttemptRecord) -> Result<Recorded, StoreError>;
     /// The lane panicked with this delivery in hand; the count so far.
     fn record_lane_panic(&mut self, no: DeliveryNo) -> Result<u32, StoreError>;
-    /// Makes withheld deliveries of a lane waiting again; how many.
-    fn readmit_withheld(&mut self, lane: LaneNo, now_ms: i64) -> Result<u32, StoreError>;
+    /// The endpoint of a lane has this URL now: what was withheld waits again, and so does what a 410 of another URL
+    /// stopped. Up to `limit` deliveries at once.
+    fn readmit(
+        &mut self,
+        lane: LaneNo,
+        url: UrlHash,
+        now_ms: i64,
+        limit: u32,
+    ) -> Result<Readmitted, StoreError>;
     /// Moves the due times of waiting deliveries by this much: the clock jumped.
     fn shift_due(&mut self, by_ms: i64) -> Result<(), StoreError>;
     /// Releases the summaries of ended batches that wait for nothing, or have waited long enough; how many. `waited` is
@@ -247,10 +272,29 @@ pub struct DeliveryView {
 pub struct LaneView {
     pub no: LaneNo,
     pub endpoint: Endpoint,
-    /// Stopped by a 410 until a person resumes it.
+    /// Stopped by a 410 until it has another URL.
     pub stopped: bool,
     /// When its first waiting delivery is due.
     pub next_due_at_ms: i64,
+}
+
+/// A lane with deliveries that are withheld or stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldLane {
+    pub no: LaneNo,
+    pub endpoint: Endpoint,
+    pub stopped: bool,
+    /// The URL that answered 410, if it is known.
+    pub stopped_url: Option<UrlHash>,
+    /// Whether any of the deliveries is withheld.
+    pub withholds: bool,
+}
+
+impl HeldLane {
+    /// Whether [`Store::readmit`] has something to do now that the endpoint has this URL.
+    pub fn is_to_be_readmitted(&self, url: UrlHash) -> bool {
+        self.withholds || !self.stopped || self.stopped_url != Some(url)
+    }
 }
 
 /// The conservation law (design 4, rule 14): the counters kept in the transactions, or a full recount.
@@ -285,6 +329,8 @@ pub trait Read: Send {
     fn open_batch_count(&mut self) -> Result<u64, StoreError>;
     /// By public name, or by number.
     fn batch(&mut self, name: &str) -> Result<Option<BatchView>, StoreError>;
+    /// The products of a batch that `claim` or an older one holds, in order.
+    fn claimed(&mut self, batch: BatchNo, claim: Claim) -> Result<Vec<u32>, StoreError>;
     /// The first answer to the submit that minted this name (rule 5).
     fn accepted(&mut self, batch_id: &BatchId) -> Result<Option<Accepted>, StoreError>;
     /// Products of a batch with an index above `after`, in order.
@@ -295,9 +341,9 @@ pub trait Read: Send {
     fn summaries(&mut self, batch: BatchNo) -> Result<Vec<DeliveryView>, StoreError>;
     /// Lanes that have a waiting delivery.
     fn lanes(&mut self) -> Result<Vec<LaneView>, StoreError>;
-    /// Lanes that have a withheld delivery, to be looked at after a start or a change of the configuration
-    /// ([`Store::readmit_withheld`]); a lane of nothing else is not among `lanes`.
-    fn withheld_lanes(&mut self) -> Result<Vec<LaneView>, StoreError> {
+    /// Lanes that hold deliveries back, to be looked at now and then ([`Store::readmit`]); a lane of nothing else is not
+    /// among `lanes`.
+    fn held_lanes(&mut self) -> Result<Vec<HeldLane>, StoreError> {
         Ok(Vec::new())
     }
     /// Deliveries of `lane` due at `now_ms`, oldest first, leaving out those in `in_hand`.

@@ -1,5 +1,7 @@
 //! A delivery: one webhook on its way, a row of the outbox.
 
+use url::Url;
+
 use super::batch::{BatchId, BatchNo};
 
 /// Where a delivery goes. Named endpoints take their URL from the configuration at each attempt, so that a mended typo
@@ -42,6 +44,20 @@ impl Endpoint {
     }
 }
 
+/// SHA-256 of the URL that an endpoint had at an attempt. It tells whether the endpoint has another one now, and keeps the
+/// URL itself, which may hold a secret, out of the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UrlHash(pub [u8; 32]);
+
+impl UrlHash {
+    pub fn of(url: &Url) -> Self {
+        let digest = ring::digest::digest(&ring::digest::SHA256, url.as_str().as_bytes());
+        let mut hash = [0; 32];
+        hash.copy_from_slice(digest.as_ref());
+        Self(hash)
+    }
+}
+
 /// The number of an endpoint's lane in the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneNo(pub i64);
@@ -81,7 +97,7 @@ pub enum DeliveryState {
     Taken = 1,
     /// Given up; kept, and can be sent again.
     Dead = 2,
-    /// Its endpoint answered 410; waits for a person.
+    /// Its endpoint answered 410; waits for another URL.
     Stopped = 3,
     /// Its endpoint is gone from the configuration, or its host is no longer allowed.
     Withheld = 4,
@@ -166,8 +182,10 @@ pub enum AttemptResult {
         after_ms: u64,
     },
     Dead,
-    /// 410: the whole endpoint stops.
-    StopEndpoint,
+    /// 410: the whole endpoint stops, until it has another URL than this.
+    StopEndpoint {
+        url: Option<UrlHash>,
+    },
     /// Not sent: endpoint gone or host not allowed. No attempt is counted.
     Withheld,
 }

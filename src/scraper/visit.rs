@@ -391,6 +391,7 @@ impl Mark {
             };
             return self.noted(ledger.write(start).await?, floor);
         }
+        let _writing = self.announced.writing.lock().await;
         let floor = self.gear.floor.load(Ordering::Acquire);
         if self.announced.holds(floor) {
             return Ok(true);

@@ -274,9 +274,14 @@ events! {
     /// An endpoint answers again; its lane sends, oldest first.
     LaneResumed = "lane_resumed", INFO, "endpoint is back: lane resumed" { endpoint: &'a str }
         => "Nothing."
-    /// An endpoint answered 410; its lane stops until a person resumes it.
-    EndpointStopped = "endpoint_stopped", ERROR, "endpoint answered 410: stopped until resumed" { endpoint: &'a str }
-        => "The receiver said 410 Gone. Set another URL if its workflow moved."
+    /// An endpoint answered 410; its lane stops until the endpoint has another URL.
+    EndpointStopped = "endpoint_stopped", ERROR, "endpoint answered 410: stopped until it has another URL"
+        { endpoint: &'a str }
+        => "The receiver said 410 Gone. If its workflow moved, set webhooks.product_url (or summary_url) and reload."
+    /// A stopped endpoint has another URL by the configuration; its lane sends again.
+    EndpointResumed = "endpoint_resumed", INFO, "endpoint has another URL: resumed"
+        { endpoint: &'a str, deliveries: u64 }
+        => "Nothing."
     /// Summaries of ended batches were released.
     SummaryReleased = "summary_released", INFO, "summaries released" { batches: u64 }
         => "Nothing."

@@ -16,9 +16,11 @@ use super::in_hand::InHand;
 use super::lane::actor::{self as lane_actor, Handling, LaneActor, insist, millis, webhook_id};
 use super::{Settings, target};
 use crate::failpoint::{self, Point};
-use crate::ledger::store::{LaneView, Recorded, Store};
+use crate::ledger::store::{HeldLane, LaneView, Recorded, Store};
 use crate::ledger::{LedgerError, LedgerHandle};
-use crate::model::delivery::{AttemptRecord, AttemptResult, DeliveryNo, DueDelivery, Endpoint, LaneNo};
+use crate::model::delivery::{
+    AttemptRecord, AttemptResult, DeliveryNo, DueDelivery, Endpoint, LaneNo, UrlHash,
+};
 use crate::supervisor::address::{self, Address, Publisher};
 use crate::supervisor::policy::{Backoff, Roll};
 use crate::telemetry::Event;
@@ -28,6 +30,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// And at most this often although commits follow each other.
 const LOOK_GAP: Duration = Duration::from_millis(20);
 const CHORES_EVERY: Duration = Duration::from_secs(5);
+/// Held deliveries that wait again in one transaction: the writer has others to serve in between.
+const READMIT_STEP: u32 = 1_000;
 /// A lane with nothing to send ends after this.
 const LANE_IDLE_MAX: Duration = Duration::from_secs(60);
 /// A lane is started again for ever: the delivery that it does not survive ends at `claims_max`, the others wait.
@@ -118,7 +122,7 @@ impl Webhook {
             chores_due: Instant::now(),
             shift_ms: 0,
             shifting: false,
-            readmit: true,
+            chores_at_once: true,
             draining: false,
         };
         // Without a name: names are one for the whole process, and tests run several senders in it.
@@ -228,7 +232,7 @@ enum Msg {
     /// Tell: look into the outbox. Sent by the sender's own watcher, of which there is one.
     Tick,
     /// Tell: what the chores left undone. Sent by their task.
-    ChoresDone { shift_ms: i64, readmit: bool },
+    ChoresDone { shift_ms: i64 },
     /// Tell: the panic of a lane is charged; it may be started again. Sent by the task that wrote it.
     Charged { lane: LaneNo },
     /// Tell: no new attempts; end when those in flight are over, at the latest at `deadline`.
@@ -252,8 +256,8 @@ struct State {
     shift_ms: i64,
     /// The chores that run tell it of one.
     shifting: bool,
-    /// Withheld deliveries may be allowed now.
-    readmit: bool,
+    /// The settings changed: what is held may be allowed now.
+    chores_at_once: bool,
     draining: bool,
 }
 
@@ -298,10 +302,7 @@ impl Actor for Sender {
                     state.tick(&me).await?;
                 }
             }
-            Msg::ChoresDone { shift_ms, readmit } => {
-                state.shift_ms += shift_ms;
-                state.readmit |= readmit;
-            }
+            Msg::ChoresDone { shift_ms } => state.shift_ms += shift_ms,
             Msg::Charged { lane } => {
                 if let Some(Child { life: Life::Down { charging, .. }, .. }) = state.lanes.get_mut(&lane) {
                     *charging = false;
@@ -346,7 +347,7 @@ impl State {
     async fn tick(&mut self, me: &ActorRef<Msg>) -> Result<(), ActorProcessingErr> {
         let now = self.deps.time.now();
         self.look_at_the_clock(now);
-        self.readmit |= self.deps.settings.has_changed().unwrap_or(false);
+        self.chores_at_once |= self.deps.settings.has_changed().unwrap_or(false);
         let settings = Arc::clone(&self.deps.settings.borrow_and_update());
         self.do_chores(me, &settings);
         // While due times are on their way to a clock that jumped back, they say nothing.
@@ -491,7 +492,7 @@ impl State {
 
     /// In a task: the sender never waits for a commit.
     fn do_chores(&mut self, me: &ActorRef<Msg>, settings: &Arc<Settings>) {
-        if self.chores_run() || (Instant::now() < self.chores_due && !self.readmit) {
+        if self.chores_run() || (Instant::now() < self.chores_due && !self.chores_at_once) {
             return;
         }
         self.chores_due = Instant::now() + CHORES_EVERY;
@@ -499,13 +500,13 @@ impl State {
         let chores = Chores { deps: self.deps.clone(), settings: Arc::clone(settings), clock };
         let shift_ms = std::mem::take(&mut self.shift_ms);
         self.shifting = shift_ms != 0;
-        let readmit = std::mem::take(&mut self.readmit);
+        self.chores_at_once = false;
         let me = me.clone();
         self.chores = Some(tokio::spawn(async move {
             let shift_ms = if shift_ms == 0 { 0 } else { chores.shift(shift_ms).await };
-            let readmit = readmit && !chores.readmit().await;
+            chores.readmit().await;
             chores.release_summaries().await;
-            let _ = me.cast(Msg::ChoresDone { shift_ms, readmit });
+            let _ = me.cast(Msg::ChoresDone { shift_ms });
         }));
     }
 
@@ -642,17 +643,33 @@ impl Chores {
         }
     }
 
-    /// What was withheld waits again if there is somewhere to send it to. `true`: nothing is left to do.
-    async fn readmit(&self) -> bool {
-        let Ok(views) = self.deps.ledger.reader().read(|read| read.withheld_lanes()).await else {
-            return false;
-        };
-        let mut done = true;
-        for view in views.iter().filter(|view| target::resolve(&view.endpoint, &self.settings).is_ok()) {
-            let (lane, now_ms) = (view.no, self.deps.time.now().wall_ms);
-            done &= self.deps.ledger.write(move |store| store.readmit_withheld(lane, now_ms)).await.is_ok();
+    /// What was withheld waits again if there is somewhere to send it to, and what a 410 stopped if its endpoint has
+    /// another URL now. Each time anew: an attempt under way by the old configuration may be recorded after the change.
+    async fn readmit(&self) {
+        let held = self.deps.ledger.reader().read(|read| read.held_lanes()).await.unwrap_or_default();
+        for lane in held {
+            let Ok(url) = target::resolve(&lane.endpoint, &self.settings) else { continue };
+            let url = UrlHash::of(&url);
+            if lane.is_to_be_readmitted(url) {
+                self.readmit_lane(&lane, url).await;
+            }
         }
-        done
+    }
+
+    async fn readmit_lane(&self, lane: &HeldLane, url: UrlHash) {
+        let (no, now_ms) = (lane.no, self.deps.time.now().wall_ms);
+        let (mut resumed, mut deliveries) = (false, 0);
+        let step = move |store: &mut dyn Store| store.readmit(no, url, now_ms, READMIT_STEP);
+        while let Ok(step) = self.deps.ledger.write(step).await {
+            resumed |= step.resumed;
+            deliveries += u64::from(step.moved);
+            if step.moved < READMIT_STEP {
+                break;
+            }
+        }
+        if resumed {
+            Event::EndpointResumed { endpoint: lane.endpoint.for_log(), deliveries }.emit();
+        }
     }
 
     async fn release_summaries(&self) {

@@ -206,7 +206,7 @@ impl Lane {
         }
     }
 
-    /// The ledger says that the lane has something to send: a person resumed it.
+    /// The ledger says that the lane has something to send: it was resumed.
     pub fn woken(&mut self) {
         if let State::Stopped { recorded: true } = self.state {
             self.state = State::Open;

@@ -320,6 +320,47 @@ async fn an_endpoint_that_is_gone_stops_its_lane_and_no_other() {
 }
 
 #[tokio::test]
+async fn an_endpoint_that_is_gone_sends_again_once_it_has_another_url() {
+    let world = World::start(|_| ()).await;
+    world.receiver.answer(|seen| if seen.path == "/product" { Reply::status(410) } else { Reply::ok() });
+    let batch = world.batch(5, None).await;
+    world.until_all(&batch, DeliveryState::Stopped).await;
+    let sent = world.receiver.products().len();
+    world.reload(|settings| settings.patience += Duration::from_secs(1));
+    world.until_looked(3).await;
+    assert_eq!(world.receiver.products().len(), sent, "the same URL is left alone");
+    let moved = world.receiver.url.join("/moved").unwrap();
+    world.reload(|settings| settings.product_url = Some(moved));
+    world.until_all(&batch, DeliveryState::Taken).await;
+    let seen = world.receiver.seen();
+    let mut ids: Vec<_> = seen.iter().filter(|seen| seen.path == "/moved").map(|seen| &seen.id).collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 5, "{seen:?}");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn what_is_withheld_by_the_settings_of_before_a_change_is_sent_by_those_after_it() {
+    let world = World::start(|settings| settings.product_url = None).await;
+    // The chores of the start are over.
+    world.until_looked(3).await;
+    let batch = world.batch(1, None).await;
+    // At once, so before the record of an attempt: it waits for the writer, and the change comes in between.
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let ledger = world.ledger.clone();
+    let hold = tokio::spawn(async move { ledger.write(move |_| Ok(held.recv().is_err())).await });
+    world.until_passed_so_far(Point::LaneAnswered, 1).await;
+    let url = world.receiver.url.clone();
+    world.reload(|settings| settings.product_url = Some(url));
+    world.until_looked(3).await;
+    drop(release);
+    assert!(hold.await.unwrap().unwrap(), "held until now");
+    world.until_all(&batch, DeliveryState::Taken).await;
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_redirect_is_not_followed() {
     let world = World::start(|_| ()).await;
     world.receiver.answer(|seen| if seen.count == 1 { Reply::redirect("/elsewhere") } else { Reply::ok() });

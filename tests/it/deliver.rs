@@ -108,3 +108,55 @@ async fn without_a_product_url_outcomes_are_kept_and_counted_as_unaddressed() {
     let (_, view) = daemon.get(answer["status_url"].as_str().unwrap()).await.unwrap();
     assert_eq!(view["deliveries"]["unaddressed"], 1, "{view}");
 }
+
+/// Its first workflow is gone, and says so; the other path takes everything.
+async fn everything_stopped(stage: &Stage) -> glaneur_kit::Daemon {
+    stage.receiver.behave_at("/p", Behaviour::decide(|_| Answer::Status(410, String::new())));
+    let daemon = stage.start().await;
+    accepted(daemon.submit(&batch(REAL)).await.unwrap());
+    daemon.wait_for_event("batch_ended", |_| true).await.unwrap();
+    daemon.wait_for_event("endpoint_stopped", |event| event["endpoint"] == "product").await.unwrap();
+    daemon
+}
+
+#[tokio::test]
+async fn a_gone_endpoint_gets_everything_at_its_other_url_after_a_reload() {
+    let stage = Stage::real_batch();
+    let mut daemon = everything_stopped(&stage).await;
+    let same = daemon.reload(stage.config.clone().circuits(5)).await.unwrap();
+    assert_eq!(same["changed"], "tor.circuits");
+    let other = stage.config.clone().product_url(stage.receiver.url("/other"));
+    assert_eq!(daemon.reload(other).await.unwrap()["event"], "reloaded");
+    stage.finished(8).await;
+    assert_eq!(daemon.events("endpoint_resumed").len(), 1, "by the other URL, not by the same");
+}
+
+#[tokio::test]
+async fn a_gone_endpoint_gets_everything_at_its_other_url_after_a_restart_and_nothing_at_the_same() {
+    let stage = Stage::real_batch();
+    let mut daemon = everything_stopped(&stage).await;
+    let tried = stage.receiver.seen().len();
+    daemon.term().unwrap();
+    assert_eq!(daemon.wait_exit().await.unwrap(), 0);
+    daemon.restart().await.unwrap();
+    // The summary of an empty batch comes by the same sender, which has looked at everything by then.
+    let only_ignored = serde_json::json!({"eans": [], "ignored3400": ["3400930000000"]});
+    accepted(daemon.submit(&only_ignored).await.unwrap());
+    let summaries = |seen: &[glaneur_kit::receiver::Seen]| {
+        seen[tried..].iter().any(|seen| glaneur_kit::receiver::is_summary(&seen.json()))
+    };
+    stage.receiver.wait_until(summaries, LONG).await.unwrap();
+    assert_eq!(stage.receiver.seen().len(), tried + 1, "the same URL stays stopped");
+    assert!(daemon.events("endpoint_resumed").is_empty());
+    daemon.term().unwrap();
+    assert_eq!(daemon.wait_exit().await.unwrap(), 0);
+    let other = stage.config.clone().product_url(stage.receiver.url("/other"));
+    daemon.reconfigure(|text| *text = other.to_string()).unwrap();
+    daemon.restart().await.unwrap();
+    daemon.wait_for_event("endpoint_resumed", |event| event["endpoint"] == "product").await.unwrap();
+    let products = |seen: &[glaneur_kit::receiver::Seen]| {
+        let taken = glaneur_kit::receiver::taken_once(seen);
+        taken.iter().filter(|seen| glaneur_kit::receiver::is_product(&seen.json())).count() == 8
+    };
+    stage.receiver.wait_until(products, LONG).await.unwrap();
+}

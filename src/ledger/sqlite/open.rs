@@ -103,7 +103,7 @@ pub enum OpenError {
 }
 
 /// Schemas in order: entry `n` leads from version `n` to `n + 1`. Never change one that was released.
-const MIGRATIONS: [&str; 1] = [include_str!("../schema.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("../schema.sql"), include_str!("../schema2.sql")];
 const KNOWN: i64 = MIGRATIONS.len() as i64;
 
 /// "glan", in the header of the file.

@@ -3,13 +3,15 @@
 use rusqlite::params;
 use url::Url;
 
-use super::super::store::{Recorded, StoreError};
+use super::super::store::{Readmitted, Recorded, StoreError};
 use super::counters::Delta;
 use super::number;
 use super::writer::{Facts, SqliteStore, damaged};
 use crate::model::batch::Status;
 use crate::model::body::{self, BatchFacts, DeliveryCounts, FailedProduct, SummaryFacts};
-use crate::model::delivery::{AttemptRecord, AttemptResult, DeliveryState, Endpoint, LaneNo, Subject};
+use crate::model::delivery::{
+    AttemptRecord, AttemptResult, DeliveryState, Endpoint, LaneNo, Subject, UrlHash,
+};
 use crate::model::{BatchId, BatchNo};
 
 /// Where new deliveries of an endpoint go, and the state they begin in.
@@ -111,35 +113,60 @@ impl SqliteStore {
                 self.release_summary_if_closed(batch, attempt.at_ms)?;
             }
         }
-        if attempt.result == AttemptResult::StopEndpoint {
-            self.run("UPDATE endpoint SET stopped = 1 WHERE no = ?1", [standing.lane.0])?;
-            self.move_lane(standing.lane, DeliveryState::Waiting, DeliveryState::Stopped, None)?;
+        if let AttemptResult::StopEndpoint { url } = attempt.result {
+            self.run(
+                "UPDATE endpoint SET stopped = 1, stopped_url = ?2 WHERE no = ?1",
+                params![standing.lane.0, url.map(|url| url.0)],
+            )?;
+            self.move_lane(standing.lane, DeliveryState::Waiting, DeliveryState::Stopped, None, u32::MAX)?;
         }
         Ok(Recorded::Applied)
     }
 
-    /// Makes what was withheld of a lane wait again; if the lane is stopped, it waits for a person.
-    pub(super) fn readmit(&mut self, lane: LaneNo, now_ms: i64) -> Result<u32, StoreError> {
+    /// What was withheld waits again, and what was stopped if the endpoint has another URL now. In a lane that stays
+    /// stopped, what was withheld is stopped.
+    pub(super) fn readmit_held(
+        &mut self,
+        lane: LaneNo,
+        url: UrlHash,
+        now_ms: i64,
+        limit: u32,
+    ) -> Result<Readmitted, StoreError> {
+        let resumed = self.run(
+            "UPDATE endpoint SET stopped = 0, stopped_url = NULL
+             WHERE no = ?1 AND stopped = 1 AND stopped_url IS NOT ?2",
+            params![lane.0, url.0],
+        )? == 1;
         let stopped =
             self.one("SELECT stopped FROM endpoint WHERE no = ?1", [lane.0], |row| row.get::<_, bool>(0))?;
-        let to = if stopped.unwrap_or_default() { DeliveryState::Stopped } else { DeliveryState::Waiting };
-        self.move_lane(lane, DeliveryState::Withheld, to, Some(now_ms))
+        if stopped.unwrap_or_default() {
+            let (from, to) = (DeliveryState::Withheld, DeliveryState::Stopped);
+            return Ok(Readmitted { resumed, moved: self.move_lane(lane, from, to, None, limit)? });
+        }
+        let mut moved = 0;
+        for from in [DeliveryState::Withheld, DeliveryState::Stopped] {
+            moved += self.move_lane(lane, from, DeliveryState::Waiting, Some(now_ms), limit - moved)?;
+        }
+        Ok(Readmitted { resumed, moved })
     }
 
-    /// Moves every delivery of a lane that is in one open state to another.
+    /// Moves deliveries of a lane, the oldest `limit`, from one open state to another.
     fn move_lane(
         &mut self,
         lane: LaneNo,
         from: DeliveryState,
         to: DeliveryState,
         due_at_ms: Option<i64>,
+        limit: u32,
     ) -> Result<u32, StoreError> {
         debug_assert!(from.is_open() && to.is_open(), "no summary comes free by this");
         // A literal, so that the partial index of this state serves.
         let from_code = from as u8;
         let nos = self.all(
-            &format!("SELECT no FROM delivery WHERE endpoint = ?1 AND state = {from_code} ORDER BY no"),
-            [lane.0],
+            &format!(
+                "SELECT no FROM delivery WHERE endpoint = ?1 AND state = {from_code} ORDER BY no LIMIT ?2"
+            ),
+            params![lane.0, limit],
             |row| row.get::<_, i64>(0),
         )?;
         let mut products = (BatchNo(0), 0);
@@ -330,7 +357,7 @@ fn after(standing: &Standing, attempt: &AttemptRecord) -> Option<Left> {
             let state = stays.unwrap_or(DeliveryState::Waiting);
             Left { state, attempts: attempt.attempt, due_at_ms: Some(due) }
         }
-        AttemptResult::StopEndpoint => {
+        AttemptResult::StopEndpoint { .. } => {
             Left { state: DeliveryState::Stopped, attempts: attempt.attempt, due_at_ms: None }
         }
         AttemptResult::Withheld => {

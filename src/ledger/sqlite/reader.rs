@@ -4,12 +4,13 @@ use rusqlite::types::FromSql;
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 
 use super::super::store::{
-    BatchView, DeliveryView, LaneView, OpenBatch, ProductState, ProductView, Read, StoreError, Tally,
+    BatchView, Claim, DeliveryView, HeldLane, LaneView, OpenBatch, ProductState, ProductView, Read,
+    StoreError, Tally,
 };
 use super::number;
 use super::writer::{self, CLAIMED, QUEUED, damaged};
 use crate::model::batch::{Accepted, Reason, SiteName, Status};
-use crate::model::delivery::{DeliveryNo, DeliveryState, DueDelivery, Endpoint, LaneNo};
+use crate::model::delivery::{DeliveryNo, DeliveryState, DueDelivery, Endpoint, LaneNo, UrlHash};
 use crate::model::{BatchId, BatchNo};
 
 /// One read-only connection.
@@ -218,6 +219,15 @@ impl Read for SqliteReader {
         Ok(Some(view))
     }
 
+    fn claimed(&mut self, batch: BatchNo, claim: Claim) -> Result<Vec<u32>, StoreError> {
+        self.all(
+            "SELECT idx FROM product INDEXED BY product_claimed
+             WHERE batch = ?1 AND state = 1 AND (claim_epoch, claim_inc) <= (?2, ?3) ORDER BY idx",
+            params![batch.0, claim.epoch, claim.incarnation],
+            |row| row.get(0),
+        )
+    }
+
     fn accepted(&mut self, batch_id: &BatchId) -> Result<Option<Accepted>, StoreError> {
         writer::first_answer(&self.connection, "batch_id", batch_id.as_str())
     }
@@ -270,12 +280,29 @@ impl Read for SqliteReader {
         )
     }
 
-    fn withheld_lanes(&mut self) -> Result<Vec<LaneView>, StoreError> {
+    fn held_lanes(&mut self) -> Result<Vec<HeldLane>, StoreError> {
+        // As above: however much is held, it costs a few steps for each lane.
         self.all(
-            "SELECT e.no, e.key, e.stopped, min(d.due_at)
-             FROM delivery AS d JOIN endpoint AS e ON e.no = d.endpoint WHERE d.state = 4 GROUP BY e.no",
+            "WITH RECURSIVE lane (no) AS (
+                 SELECT min(endpoint) FROM delivery INDEXED BY delivery_held WHERE state = 3 OR state = 4
+                 UNION ALL
+                 SELECT (SELECT min(endpoint) FROM delivery INDEXED BY delivery_held
+                         WHERE (state = 3 OR state = 4) AND endpoint > lane.no)
+                 FROM lane WHERE lane.no IS NOT NULL
+             )
+             SELECT e.no, e.key, e.stopped, e.stopped_url,
+                 EXISTS (SELECT 1 FROM delivery WHERE state = 4 AND endpoint = e.no)
+             FROM lane JOIN endpoint AS e ON e.no = lane.no",
             [],
-            lane_view,
+            |row| {
+                Ok(HeldLane {
+                    no: LaneNo(row.get(0)?),
+                    endpoint: Endpoint::from_key(row.get_ref(1)?.as_str()?),
+                    stopped: row.get(2)?,
+                    stopped_url: row.get::<_, Option<[u8; 32]>>(3)?.map(UrlHash),
+                    withholds: row.get(4)?,
+                })
+            },
         )
     }
 

@@ -17,12 +17,12 @@ use super::{
     open_read_only,
 };
 use crate::ledger::store::{
-    AcceptAnswer, Addressing, BatchView, Claim, Claimed, Ended, ProductView, Read, Recorded, Store,
-    StoreError,
+    AcceptAnswer, Addressing, BatchView, Claim, Claimed, Ended, ProductView, Read, Readmitted, Recorded,
+    Store, StoreError,
 };
 use crate::model::batch::{Accepted, Fate, NewBatch, NewProduct, Outcome, Reason, Status};
 use crate::model::body::Language;
-use crate::model::delivery::{AttemptRecord, AttemptResult, DeliveryNo, DeliveryState, DueDelivery};
+use crate::model::delivery::{AttemptRecord, AttemptResult, DeliveryNo, DeliveryState, DueDelivery, UrlHash};
 use crate::model::gtin::check_digit;
 use crate::model::{BatchId, BatchNo, Gtin, ProductKey};
 

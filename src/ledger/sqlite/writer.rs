@@ -13,14 +13,16 @@ use rusqlite::StatementStatus;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row, params};
 use serde_json::value::RawValue;
 
-use super::super::store::{AcceptAnswer, Addressing, Claim, Claimed, Ended, Recorded, Store, StoreError};
+use super::super::store::{
+    AcceptAnswer, Addressing, Claim, Claimed, Ended, Readmitted, Recorded, Store, StoreError,
+};
 use super::checkpoint::{Checkpointer, Step, checkpoint};
 use super::counters::Delta;
 use super::number;
 use super::outbox::Lane;
 use crate::model::batch::{Accepted, Fate, IntakeCounts, NewBatch, NewProduct, Outcome, Repeat};
 use crate::model::body::{self, BatchFacts, EntryFacts};
-use crate::model::delivery::{AttemptRecord, DeliveryNo, LaneNo};
+use crate::model::delivery::{AttemptRecord, DeliveryNo, LaneNo, UrlHash};
 use crate::model::{BatchId, BatchNo, ProductKey};
 
 /// The one writer of an SQLite ledger.
@@ -680,18 +682,29 @@ impl Store for SqliteStore {
             params![batch.0, claim.epoch, claim.incarnation],
             |row| row.get::<_, u32>(0),
         )?;
-        for index in &older {
-            self.run(
+        Ok(self.release_claims(batch, claim, &older)?.len() as u32)
+    }
+
+    fn release_claims(
+        &mut self,
+        batch: BatchNo,
+        claim: Claim,
+        indexes: &[u32],
+    ) -> Result<Vec<u32>, StoreError> {
+        let mut released = Vec::with_capacity(indexes.len());
+        for &index in indexes {
+            let changed = self.run(
                 "UPDATE product SET state = 0, claim_epoch = NULL, claim_inc = NULL, started = 0
-                 WHERE batch = ?1 AND idx = ?2",
-                params![batch.0, index],
+                 WHERE batch = ?1 AND idx = ?2 AND state = 1 AND (claim_epoch, claim_inc) <= (?3, ?4)",
+                params![batch.0, index, claim.epoch, claim.incarnation],
             )?;
+            released.extend((changed == 1).then_some(index));
         }
-        if let Some(&index) = older.iter().min() {
-            self.count(batch, &Delta::put_back(older.len() as i64))?;
+        if let Some(&index) = released.iter().min() {
+            self.count(batch, &Delta::put_back(released.len() as i64))?;
             self.lower_cursor(ProductKey { batch, index })?;
         }
-        Ok(older.len() as u32)
+        Ok(released)
     }
 
     fn end(
@@ -753,8 +766,14 @@ impl Store for SqliteStore {
         panics.ok_or_else(|| StoreError::Other(format!("there is no {no:?}")))
     }
 
-    fn readmit_withheld(&mut self, lane: LaneNo, now_ms: i64) -> Result<u32, StoreError> {
-        self.readmit(lane, now_ms)
+    fn readmit(
+        &mut self,
+        lane: LaneNo,
+        url: UrlHash,
+        now_ms: i64,
+        limit: u32,
+    ) -> Result<Readmitted, StoreError> {
+        self.readmit_held(lane, url, now_ms, limit)
     }
 
     fn shift_due(&mut self, by_ms: i64) -> Result<(), StoreError> {

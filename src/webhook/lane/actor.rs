@@ -15,7 +15,9 @@ use crate::descriptors;
 use crate::failpoint::Point;
 use crate::ledger::store::{Recorded, Store, StoreError};
 use crate::ledger::{LedgerError, LedgerHandle};
-use crate::model::delivery::{AttemptRecord, AttemptResult, DeliveryNo, DueDelivery, Endpoint, LaneNo};
+use crate::model::delivery::{
+    AttemptRecord, AttemptResult, DeliveryNo, DueDelivery, Endpoint, LaneNo, UrlHash,
+};
 use crate::telemetry::Event;
 use crate::webhook::actor::{Deps, gave_up};
 use crate::webhook::client::{NoDescriptor, REFUSAL_BYTES_MAX, Request};
@@ -75,6 +77,8 @@ pub enum Attempted {
         answer: Answer,
         /// No other delivery of the lane waits; only looked up after a failure.
         only: bool,
+        /// Where it was sent; none if it is not known any more.
+        url: Option<UrlHash>,
         took: Duration,
     },
     /// There is nowhere to send it to, by the configuration of now.
@@ -265,7 +269,7 @@ impl State {
         self.args.handling.set(&delivery);
         let verdict = Verdict::Again { reason: "the attempt panicked".into(), retry_after: None };
         let answer = Answer::Unseen { reason: String::new() };
-        let attempted = Attempted::Answered { verdict, answer, only: false, took: Duration::ZERO };
+        let attempted = Attempted::Answered { verdict, answer, only: false, url: None, took: Duration::ZERO };
         let settled = self.settle(&delivery, attempted);
         self.record(me, no, settled, Some(self.args.deps.claims_max));
     }
@@ -283,16 +287,19 @@ impl State {
             answer_unseen: delivery.answer_unseen,
             patience_used_ms: delivery.patience_used_ms,
         };
-        let (verdict, answer, only, took) = match attempted {
+        let (verdict, answer, only, url, took) = match attempted {
             Attempted::Withheld { reason } => {
                 record.detail.clone_from(&reason);
                 return Settled { record, reason, note: None, took: Duration::ZERO };
             }
-            Attempted::Answered { verdict, answer, only, took } => (verdict, answer, only, took),
+            Attempted::Answered { verdict, answer, only, url, took } => (verdict, answer, only, url, took),
         };
         record.patience_used_ms = self.patience_used_ms(delivery, now);
         record.answer_unseen |= matches!(answer, Answer::Unseen { .. });
-        let (result, reason, note) = self.weigh(delivery, verdict, only, record.patience_used_ms, now);
+        let (mut result, reason, note) = self.weigh(delivery, verdict, only, record.patience_used_ms, now);
+        if let AttemptResult::StopEndpoint { url: stopped } = &mut result {
+            *stopped = url;
+        }
         record.result = result;
         record.detail = detail(&reason, &answer, &record.result);
         if let Answer::Response(response) = &answer {
@@ -322,7 +329,7 @@ impl State {
             }
             Verdict::StopEndpoint => {
                 self.lane.stop();
-                (AttemptResult::StopEndpoint, "410: gone".into(), None)
+                (AttemptResult::StopEndpoint { url: None }, "410: gone".into(), None)
             }
             Verdict::Again { reason, retry_after } => {
                 let webhook_id = webhook_id(delivery);
@@ -381,7 +388,7 @@ impl State {
         self.args.deps.pass(Point::LaneRecorded, Some(no));
         let Some(flight) = self.in_flight.remove(&no) else { return };
         let Some(settled) = &flight.settled else { return };
-        if settled.record.result == AttemptResult::StopEndpoint {
+        if matches!(settled.record.result, AttemptResult::StopEndpoint { .. }) {
             self.lane.stop_recorded();
         }
         tell(&flight.delivery, settled, written);
@@ -431,6 +438,7 @@ async fn attempt(deps: Deps, lane: LaneNo, delivery: Arc<DueDelivery>) -> Attemp
         Ok(url) => url,
         Err(reason) => return Attempted::Withheld { reason },
     };
+    let sent_to = UrlHash::of(&url);
     let begin = Instant::now();
     let answer = loop {
         let request = Request {
@@ -458,7 +466,7 @@ async fn attempt(deps: Deps, lane: LaneNo, delivery: Arc<DueDelivery>) -> Attemp
         }
         Verdict::Taken { .. } | Verdict::Dead { .. } | Verdict::StopEndpoint => false,
     };
-    Attempted::Answered { verdict, answer, only, took }
+    Attempted::Answered { verdict, answer, only, url: Some(sent_to), took }
 }
 
 pub fn webhook_id(delivery: &DueDelivery) -> String {
@@ -507,7 +515,7 @@ fn tell(delivery: &DueDelivery, settled: &Settled, written: &Written) {
         AttemptResult::Dead => {
             Event::DeliveryDead { batch_id, webhook_id, endpoint, attempt, status, reason }.emit();
         }
-        AttemptResult::StopEndpoint => Event::EndpointStopped { endpoint }.emit(),
+        AttemptResult::StopEndpoint { .. } => Event::EndpointStopped { endpoint }.emit(),
         AttemptResult::Withheld => Event::DeliveryWithheld { batch_id, webhook_id, endpoint, reason }.emit(),
     }
 }

@@ -14,6 +14,16 @@ fn again(after_ms: u64) -> AttemptResult {
     AttemptResult::Again { after_ms }
 }
 
+const OLD: UrlHash = UrlHash([1; 32]);
+const NEW: UrlHash = UrlHash([2; 32]);
+
+/// Readmits what the only lane with held deliveries holds.
+fn readmit(lab: &mut Lab, url: UrlHash, limit: u32) -> Readmitted {
+    let lanes = lab.reader().held_lanes().unwrap();
+    assert_eq!(lanes.len(), 1);
+    lab.write(|store| store.readmit(lanes[0].no, url, NOW + 9_000, limit))
+}
+
 #[test]
 fn an_attempt_is_recorded_once_and_moves_its_due_time() {
     let mut lab = Lab::new();
@@ -67,7 +77,7 @@ fn a_gone_endpoint_stops_its_whole_lane_and_what_comes_after() {
     let mut lab = Lab::new();
     let batch = ended(&mut lab, 3);
     let due = lab.due();
-    lab.record(&due[0], AttemptResult::StopEndpoint);
+    lab.record(&due[0], AttemptResult::StopEndpoint { url: Some(OLD) });
     assert!(lab.reader().lanes().unwrap().is_empty());
     assert_eq!(lab.view(batch).deliveries[DeliveryState::Stopped as usize], 3);
     // A late answer of one that was under way.
@@ -75,6 +85,29 @@ fn a_gone_endpoint_stops_its_whole_lane_and_what_comes_after() {
     let later = ended(&mut lab, 1);
     assert_eq!(lab.view(later).deliveries[DeliveryState::Stopped as usize], 1);
     assert!(!lab.view(batch).summary_released, "stopped is open");
+    assert_laws(&lab);
+}
+
+#[test]
+fn a_stopped_endpoint_with_another_url_sends_again_in_steps_and_with_the_same_url_stays_stopped() {
+    let mut lab = Lab::new();
+    let batch = ended(&mut lab, 5);
+    let due = lab.due();
+    lab.record(&due[0], AttemptResult::StopEndpoint { url: Some(OLD) });
+    let held = lab.reader().held_lanes().unwrap().remove(0);
+    assert!(!held.is_to_be_readmitted(OLD) && held.is_to_be_readmitted(NEW), "{held:?}");
+    assert_eq!(readmit(&mut lab, OLD, 9), Readmitted { resumed: false, moved: 0 });
+    assert!(lab.due().is_empty());
+    assert_eq!(readmit(&mut lab, NEW, 3), Readmitted { resumed: true, moved: 3 });
+    assert_laws(&lab);
+    // The rest goes on also if the process ends in between.
+    lab.die_and_open();
+    let held = lab.reader().held_lanes().unwrap().remove(0);
+    assert!(held.is_to_be_readmitted(NEW), "{held:?}");
+    assert_eq!(readmit(&mut lab, NEW, 3), Readmitted { resumed: false, moved: 2 });
+    assert!(lab.reader().held_lanes().unwrap().is_empty());
+    assert_eq!(lab.due().len(), 5);
+    assert_eq!(lab.view(batch).deliveries[DeliveryState::Waiting as usize], 5);
     assert_laws(&lab);
 }
 
@@ -90,10 +123,11 @@ fn what_is_withheld_keeps_its_attempts_and_is_readmitted() {
     }
     assert!(lab.due().is_empty());
     assert!(lab.reader().lanes().unwrap().is_empty());
-    let lanes = lab.reader().withheld_lanes().unwrap();
+    let lanes = lab.reader().held_lanes().unwrap();
     assert_eq!(lanes.len(), 1);
     assert_eq!(lab.view(batch).deliveries[DeliveryState::Withheld as usize], 2);
-    assert_eq!(lab.write(|store| store.readmit_withheld(lanes[0].no, NOW + 9_000)), 2);
+    assert!(lanes[0].is_to_be_readmitted(OLD));
+    assert_eq!(readmit(&mut lab, OLD, 9), Readmitted { resumed: false, moved: 2 });
     let mut attempts: Vec<_> = lab.due().iter().map(|due| due.attempts).collect();
     attempts.sort();
     assert_eq!(attempts, [0, 1]);
@@ -178,7 +212,7 @@ fn the_summary_is_released_by_waiting_also_past_a_stopped_lane_and_once() {
     let mut lab = Lab::new();
     let batch = ended(&mut lab, 2); // At NOW + 1 s.
     let due = lab.due();
-    lab.record(&due[0], AttemptResult::StopEndpoint);
+    lab.record(&due[0], AttemptResult::StopEndpoint { url: Some(OLD) });
     let mut release = |waited: bool| {
         let told = move |ended_at_ms| {
             assert_eq!(ended_at_ms, NOW + 1_000);

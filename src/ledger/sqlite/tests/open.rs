@@ -139,10 +139,32 @@ fn a_newer_schema_is_refused_naming_both_versions_and_nothing_is_changed() {
     lab.opened = None;
     Connection::open(&lab.path).unwrap().execute_batch("PRAGMA user_version = 7").unwrap();
     let refused = open_when_free(&lab.path, options()).unwrap_err();
-    assert!(matches!(refused, OpenError::Newer { found: 7, known: 1, .. }), "{refused}");
-    assert!(refused.to_string().contains("schema 7") && refused.to_string().contains("newer than 1"));
+    assert!(matches!(refused, OpenError::Newer { found: 7, known: 2, .. }), "{refused}");
+    assert!(refused.to_string().contains("schema 7") && refused.to_string().contains("newer than 2"));
     assert!(matches!(open_read_only(&lab.path), Err(OpenError::Newer { .. })));
     assert_eq!(lab.number("SELECT epoch FROM run"), 1);
+}
+
+#[test]
+fn a_ledger_of_schema_1_is_brought_up_to_date_and_its_stopped_endpoints_can_be_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger.db");
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch(include_str!("../../schema.sql")).unwrap();
+    old.execute_batch(
+        "PRAGMA application_id = 0x676c616e; PRAGMA user_version = 1;
+         INSERT INTO endpoint (no, key, stopped) VALUES (1, 'product', 1);
+         INSERT INTO delivery (no, endpoint, state, due_at) VALUES (67108868, 1, 3, 0);",
+    )
+    .unwrap();
+    drop(old);
+    let opened = open_when_free(&path, options()).unwrap();
+    let version = "SELECT user_version FROM pragma_user_version";
+    let version: i64 = opened.store.connection().query_row(version, [], |row| row.get(0)).unwrap();
+    assert_eq!(version, 2);
+    let held = open_read_only(&path).unwrap().held_lanes().unwrap().remove(0);
+    assert!(held.stopped && held.stopped_url.is_none());
+    assert!(held.is_to_be_readmitted(UrlHash([1; 32])), "nobody knows which URL it was");
 }
 
 #[test]

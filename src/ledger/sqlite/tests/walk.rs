@@ -28,6 +28,7 @@ struct Walk {
     /// Each body as it was first seen: L4.
     bodies: HashMap<i64, Vec<u8>>,
     crashed: u32,
+    resumed: u32,
     lost: u32,
 }
 
@@ -35,7 +36,16 @@ impl Walk {
     fn new(seed: u64) -> Self {
         let lab = Lab::with(OpenOptions { claims_max: 2, ..options() });
         let dice = Dice(seed | 1);
-        Self { lab, dice, batches: Vec::new(), now_ms: NOW, bodies: HashMap::new(), crashed: 0, lost: 0 }
+        Self {
+            lab,
+            dice,
+            batches: Vec::new(),
+            now_ms: NOW,
+            bodies: HashMap::new(),
+            crashed: 0,
+            resumed: 0,
+            lost: 0,
+        }
     }
 
     fn batch(&mut self) -> NewBatch {
@@ -115,8 +125,8 @@ impl Walk {
         let due = self.lab.due();
         let Some(due) = due.get(self.dice.below(due.len().max(1) as u64) as usize) else { return Ok(()) };
         let result = match self.dice.below(40) {
-            0 if self.dice.one_in(8) => AttemptResult::StopEndpoint,
-            0..4 => AttemptResult::Withheld,
+            0 => AttemptResult::StopEndpoint { url: Some(UrlHash([0; 32])) },
+            1..4 => AttemptResult::Withheld,
             4..8 => AttemptResult::Dead,
             8..20 => AttemptResult::Again { after_ms: self.dice.below(60_000) },
             _ => AttemptResult::Taken,
@@ -129,8 +139,9 @@ impl Walk {
 
     fn readmit(&mut self) -> Result<(), StoreError> {
         let now_ms = self.now_ms;
-        for lane in self.lab.reader().withheld_lanes()? {
-            self.lab.store().readmit_withheld(lane.no, now_ms)?;
+        let url = UrlHash([u8::from(self.dice.one_in(2)); 32]);
+        for lane in self.lab.reader().held_lanes()? {
+            self.resumed += u32::from(self.lab.store().readmit(lane.no, url, now_ms, 3)?.resumed);
         }
         Ok(())
     }
@@ -205,8 +216,8 @@ fn the_laws_hold_after_every_commit_of_a_long_random_walk_with_deaths() {
         // The walk went where there was something to lose.
         let tally = walk.lab.reader().tally().unwrap();
         println!("{tally:?}, {} lost groups, {} crashed", walk.lost, walk.crashed);
-        assert!(tally.ended > 100 && walk.lost > 3 && walk.crashed > 0, "{tally:?}");
-        for state in [DeliveryState::Taken, DeliveryState::Dead, DeliveryState::Stopped] {
+        assert!(tally.ended > 100 && walk.lost > 3 && walk.crashed > 0 && walk.resumed > 0, "{tally:?}");
+        for state in [DeliveryState::Taken, DeliveryState::Dead] {
             assert!(tally.deliveries[state as usize] > 0, "{state:?}: {tally:?}");
         }
         assert!(walk.lab.number("SELECT count(*) FROM progress WHERE summary = 1") > 10);

@@ -1,0 +1,58 @@
+//! A product that waits is charged with nothing, however long it waits and however the process dies meanwhile.
+
+use glaneur::ledger::sqlite;
+use glaneur::ledger::store::Read;
+use glaneur_kit::shop::{Conduct, Hit, Purpose, When};
+use glaneur_kit::{Catalogue, Daemon, Gate, Proxy, Receiver, Shops};
+use rusqlite::{Connection, OpenFlags};
+
+use crate::support::{BINARY, LONG, REAL, Stage, accepted, batch, brisk, impatient, own_search};
+
+/// Products that a death of the process now would be charged to.
+fn started(daemon: &Daemon) -> i64 {
+    let ledger = Connection::open_with_flags(daemon.ledger_path(), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    ledger.query_row("SELECT count(*) FROM product WHERE started = 1", [], |row| row.get(0)).unwrap()
+}
+
+async fn until_started(daemon: &Daemon, wanted: i64) {
+    let wait = async {
+        while started(daemon) != wanted {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let within = tokio::time::timeout(LONG, wait).await;
+    assert!(within.is_ok(), "{} products are charged, not {wanted}", started(daemon));
+}
+
+#[tokio::test]
+async fn a_product_put_back_because_tor_is_away_is_not_charged_with_a_death_while_it_waits() {
+    let proxy = Proxy::start().unwrap();
+    let shops = Shops::start_here(Catalogue::of([REAL[0]])).unwrap();
+    let receiver = Receiver::start().unwrap();
+    let mut config = impatient(&receiver).socks(proxy.address()).set("tor", "probe_timeout", "1s");
+    for shop in &shops.all {
+        config = brisk(config.site(shop.kind().name(), shop.base()), shop.kind().name());
+    }
+    let stage = Stage { shops, receiver, config: own_search(config) };
+    stage.shops.behave(&When::Pages, &Conduct::Normal.held(&Gate::closed()));
+    let mut daemon = Daemon::start(BINARY, stage.config.clone()).await.unwrap();
+    let answer = accepted(daemon.submit(&batch([REAL[0]])).await.unwrap());
+    let asks_page = |hits: &[Hit]| hits.iter().any(|hit| hit.purpose == Purpose::Page);
+    for shop in &stage.shops.all {
+        shop.wait_until(asks_page, LONG).await.unwrap();
+    }
+    assert_eq!(started(&daemon), 1, "while it is visited it would be charged");
+    proxy.stop_listening().await;
+    daemon.wait_for_event("tor_lost", |_| true).await.unwrap();
+    until_started(&daemon, 0).await;
+    daemon.kill_9().await.unwrap();
+    stage.shops.all.iter().for_each(glaneur_kit::Shop::behave_well);
+    proxy.listen_again().unwrap();
+    daemon.restart().await.unwrap();
+    let (products, _) = stage.finished(1).await;
+    assert_eq!(products[0]["status"], "found");
+    assert!(daemon.events("deaths_charged").is_empty());
+    let mut ledger = sqlite::open_read_only(&daemon.ledger_path()).unwrap();
+    let no = ledger.batch(answer["batch_id"].as_str().unwrap()).unwrap().unwrap().no;
+    assert_eq!(ledger.products(no, 0, 1).unwrap()[0].deaths, 0);
+}
