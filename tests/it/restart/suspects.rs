@@ -79,6 +79,8 @@ async fn claims_max_deaths(stage: &Stage, eans: &[&str]) -> BTreeMap<u32, u32> {
             assert_eq!(charged[0]["products"], 1, "death {death}: it ran alone");
         }
         assert_eq!(charged[0]["crashed"], u64::from(death == CLAIMS_MAX), "death {death}");
+        let told = daemon.events("product_ended").into_iter().filter(|event| event["kind"] == "crashed");
+        assert_eq!(told.count(), usize::from(death == CLAIMS_MAX), "death {death}: its end is told");
     }
     let (products, summary) = stage.finished(eans.len()).await;
     for product in &products {
