@@ -3,7 +3,7 @@
 #[cfg(test)]
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 #[cfg(test)]
 use std::sync::Mutex;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use super::super::store::{
     AcceptAnswer, Addressing, Claim, Claimed, Ended, EndedAside, Readmitted, Recorded, Store, StoreError,
 };
-use super::checkpoint::{Checkpointer, Step, checkpoint};
+use super::checkpoint::{Checkpointer, Step, checkpoint, free_bytes};
 use super::counters::Delta;
 use super::number;
 use super::outbox::Lane;
@@ -484,12 +484,6 @@ struct Entry {
     note: Option<String>,
     duplicate_of: Option<u32>,
     state: u8,
-}
-
-/// Bytes that an unprivileged process may still write beside `path`.
-fn free_bytes(path: &Path) -> Option<u64> {
-    let stat = rustix::fs::statvfs(path).ok()?;
-    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// The first answer to the submit whose batch has `value` in `column`.
