@@ -59,7 +59,7 @@ pub(super) enum Msg {
     /// Tell: the pause before the next attempt is over. From a timer.
     Due { index: u32, slot: SlotId },
     /// Tell: what became of the outcomes that were written. From a task of the coordinator's own.
-    Committed { written: Arc<Vec<(u32, Outcome)>>, result: Result<Vec<Ended>, LedgerError> },
+    Committed { writing: Writing, result: Result<Vec<Ended>, LedgerError> },
     /// Tell: whether the batch is over although nobody said so. From a task of the coordinator's own.
     LookedUp { is_over: bool },
     /// Tell: claims that nobody has in hand, and those of them that were put back. From a task of the coordinator's own.
@@ -68,6 +68,14 @@ pub(super) enum Msg {
     Tick,
     /// Ask: claim nothing more; answered when all outcomes in hand are on disk and all claims are put back.
     Drain { reply: RpcReplyPort<()> },
+}
+
+/// Outcomes on their way to the disk.
+#[derive(Clone, Debug)]
+pub(super) struct Writing {
+    outcomes: Arc<Vec<(u32, Outcome)>>,
+    /// An earlier try may have been the one.
+    unsure: bool,
 }
 
 pub(super) struct Coordinator;
@@ -144,9 +152,9 @@ impl Actor for Coordinator {
                 state.visit_ended(index, slot, answer, &me);
             }
             Msg::Due { index, slot } => state.input(index, Input::Due(slot), &me),
-            Msg::Committed { written, result } => {
+            Msg::Committed { writing, result } => {
                 failpoint::hit(Point::CoordinatorCommitted);
-                if state.committed(&written, result, &me) {
+                if state.committed(writing, result, &me) {
                     me.stop(None);
                     return Ok(());
                 }
@@ -154,6 +162,8 @@ impl Actor for Coordinator {
             Msg::LookedUp { is_over } => {
                 state.looking_up = false;
                 if is_over {
+                    // Its last outcome was written by a command that was not heard of in time, here or before us.
+                    state.tell_batch_ended();
                     me.stop(None);
                     return Ok(());
                 }
@@ -359,17 +369,17 @@ impl State {
             return;
         }
         let rest = self.ends.split_off(self.ends.len().min(ENDS_MAX));
-        let written = Arc::new(std::mem::replace(&mut self.ends, rest));
-        self.committing = Some(Arc::clone(&written));
-        self.spawn_write(written, Duration::ZERO, me);
+        let outcomes = Arc::new(std::mem::replace(&mut self.ends, rest));
+        self.committing = Some(Arc::clone(&outcomes));
+        self.spawn_write(Writing { outcomes, unsure: false }, Duration::ZERO, me);
     }
 
-    fn spawn_write(&self, written: Arc<Vec<(u32, Outcome)>>, after: Duration, me: &ActorRef<Msg>) {
+    fn spawn_write(&self, writing: Writing, after: Duration, me: &ActorRef<Msg>) {
         let Arguments { batch, claim, ledger, .. } = &self.arguments;
         let (batch, claim, ledger, me) = (batch.no, *claim, ledger.clone(), me.clone());
         tokio::spawn(async move {
             tokio::time::sleep(after).await;
-            let outcomes = Arc::clone(&written);
+            let outcomes = Arc::clone(&writing.outcomes);
             let result = ledger
                 .write(move |store| {
                     let now = wall::now_ms();
@@ -379,36 +389,43 @@ impl State {
                     outcomes.iter().map(end).collect::<Result<Vec<_>, _>>()
                 })
                 .await;
-            let _ = me.cast(Msg::Committed { written, result }); // The next incarnation asks the ledger.
+            let _ = me.cast(Msg::Committed { writing, result }); // The next incarnation asks the ledger.
         });
     }
 
     /// `true`: the batch is over.
     fn committed(
         &mut self,
-        written: &Arc<Vec<(u32, Outcome)>>,
+        writing: Writing,
         result: Result<Vec<Ended>, LedgerError>,
         me: &ActorRef<Msg>,
     ) -> bool {
         let ended = match result {
             Ok(ended) => ended,
-            // Unknown too: what is on disk already is answered with "already ended".
-            Err(_) => {
-                self.spawn_write(Arc::clone(written), WRITE_AGAIN_AFTER, me);
+            Err(error) => {
+                let unsure = writing.unsure || error == LedgerError::Unknown;
+                self.spawn_write(Writing { unsure, ..writing }, WRITE_AGAIN_AFTER, me);
                 return false;
             }
         };
         self.committing = None;
         let mut batch_over = false;
-        for ((index, outcome), ended) in written.iter().zip(ended) {
+        for ((index, outcome), ended) in writing.outcomes.iter().zip(ended) {
+            // Whether the batch is over is not known then: it is looked up when nothing is left to do.
+            let ours = writing.unsure && ended == Ended::Already;
+            let ended = if ours { Ended::Now { batch_over: false } } else { ended };
             self.tell_ended(*index, outcome, ended);
             self.products.remove(index);
             batch_over |= ended == Ended::Now { batch_over: true };
         }
         if batch_over {
-            Event::BatchEnded { batch_id: self.arguments.batch.batch_id.as_str() }.emit();
+            self.tell_batch_ended();
         }
         batch_over && self.draining.is_none()
+    }
+
+    fn tell_batch_ended(&self) {
+        Event::BatchEnded { batch_id: self.arguments.batch.batch_id.as_str() }.emit();
     }
 
     fn tell_ended(&self, index: u32, outcome: &Outcome, ended: Ended) {

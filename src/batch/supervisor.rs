@@ -343,8 +343,8 @@ async fn set_aside(ledger: LedgerHandle, batch: BatchNo, detail: String) {
             .write(move |store| store.end_set_aside(batch, &step, SET_ASIDE_STEP, wall::now_ms()))
             .await;
         match ended {
-            Ok(0) => return,
-            Ok(_) => {}
+            Ok(ended) if ended.is_empty() => return,
+            Ok(ended) => ended.iter().for_each(|product| product.tell(&outcome)),
             Err(_) => tokio::time::sleep(SET_ASIDE_AGAIN_AFTER).await,
         }
     }

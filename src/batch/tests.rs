@@ -11,13 +11,14 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 
 use super::Settings;
 use super::actor::{Arguments, Coordinator, Msg};
+use super::machine::{SlotId, Step, VisitEnd};
 use crate::ledger::actor::{Limits, handle};
 use crate::ledger::sqlite::{self, OpenOptions};
 use crate::ledger::store::{AcceptAnswer, Addressing, BatchView, Claim, OpenBatch};
 use crate::ledger::{LedgerError, LedgerHandle};
 use crate::model::batch::{Fate, NewBatch, NewProduct};
 use crate::model::{BatchId, Gtin, Language};
-use crate::scraper::pool;
+use crate::scraper::{Answer, pool};
 
 /// Far longer than anything here takes; a test that waits so long has failed.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -82,6 +83,10 @@ struct World {
 impl World {
     /// A batch of so many products.
     async fn with(total: usize) -> Self {
+        Self::answering_within(100 * LIMIT, total).await
+    }
+
+    async fn answering_within(reply_within: Duration, total: usize) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let addressing = Addressing {
             product: true,
@@ -92,7 +97,7 @@ impl World {
         let boot_id = "test".into();
         let options = OpenOptions { addressing, claims_max: 4, free_bytes_min: 0, readers: 2, boot_id };
         let opened = sqlite::open(&directory.path().join("ledger.db"), options).unwrap();
-        let limits = Limits { queue_max: QUEUE_MAX, group_max: 8, reply_within: 100 * LIMIT };
+        let limits = Limits { queue_max: QUEUE_MAX, group_max: 8, reply_within };
         let (ledger, starter) = handle(opened.reader, limits);
         let (root, _) = Actor::spawn(None, Root, ()).await.unwrap();
         starter.start(Box::new(opened.store), root.get_cell()).await.unwrap();
@@ -234,4 +239,31 @@ async fn a_claim_in_nobodys_hands_is_put_back_and_told_and_those_in_hand_stay() 
     world.until("it is told", async || told.times("claim_stranded") == 1).await;
     assert_eq!(world.view().await.queued, 4);
     coordinator.kill();
+}
+
+#[tokio::test]
+async fn an_outcome_whose_commit_was_not_confirmed_is_told_as_ended_and_the_batch_too() {
+    let told = Told::default();
+    let _listening = tracing::subscriber::set_default(tracing_subscriber::registry().with(told.clone()));
+    let world = World::answering_within(Duration::from_millis(300), 1).await;
+    let coordinator = world.coordinator(2, 1).await;
+    world.until("its window", async || world.held_by(2).await == [1]).await;
+    let (release, held) = mpsc::channel::<()>();
+    let ledger = world.ledger.clone();
+    let hold = tokio::spawn(async move { ledger.write(move |_| Ok(held.recv().is_err())).await });
+    // The answer to whichever request is out: it is asked again several times a second.
+    let begin = tokio::time::Instant::now();
+    while begin.elapsed() < Duration::from_secs(2) {
+        for ask in 0..100 {
+            let slot = SlotId { step: Step::Primary, shop: 0, ask };
+            let answer = Answer { end: VisitEnd::NotFound, dialled_at: None };
+            coordinator.cast(Msg::VisitEnded { index: 1, slot, answer }).unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(hold.await.unwrap(), Err(LedgerError::Unknown));
+    assert_eq!(told.times("product_ended"), 0, "nobody knows yet");
+    drop(release);
+    world.until("the batch's end is told", async || told.times("batch_ended") == 1).await;
+    assert_eq!((told.times("product_ended"), told.times("outcome_dropped")), (1, 0));
 }

@@ -15,6 +15,7 @@ use crate::descriptors;
 use crate::exit::Exit;
 use crate::ledger::audit;
 use crate::ledger::sqlite::{self, OpenError};
+use crate::model::Outcome;
 use crate::supervisor::{self, DrainPlan, Escalation};
 use crate::systemd::{Note, Notifier, opening, sockets};
 use crate::telemetry::{self, Event};
@@ -62,6 +63,12 @@ async fn serve(
     if opened.report.charged > 0 {
         let (products, crashed) = (opened.report.charged.into(), opened.report.crashed.into());
         Event::DeathsCharged { products, crashed }.emit();
+    }
+    for product in &opened.crashed {
+        product.tell(&Outcome::crashed("")); // Of a reason the log tells only the kind.
+        if product.batch_over {
+            Event::BatchEnded { batch_id: product.batch_id.as_str() }.emit();
+        }
     }
     if opened.report.released > 0 {
         Event::ClaimsReleased { products: opened.report.released.into() }.emit();

@@ -14,8 +14,8 @@ use tokio::time::timeout;
 use super::{Args, Authority, Drain, Ingress, Limits, Settings, Token};
 use crate::config::HostRule;
 use crate::ledger::store::{
-    AcceptAnswer, Addressing, BatchView, Claim, Claimed, DeliveryView, Ended, LaneView, OpenBatch,
-    ProductState, ProductView, Read, Readmitted, Recorded, Store, StoreError, Tally,
+    AcceptAnswer, Addressing, BatchView, Claim, Claimed, DeliveryView, Ended, EndedAside, LaneView,
+    OpenBatch, ProductState, ProductView, Read, Readmitted, Recorded, Store, StoreError, Tally,
 };
 use crate::ledger::{self, LedgerReader};
 use crate::model::batch::{Accepted, NewBatch, Outcome, Repeat};
@@ -190,7 +190,13 @@ impl Store for Fake {
     fn end(&mut self, _: ProductKey, _: Claim, _: &Outcome, _: i64) -> Result<Ended, StoreError> {
         not_here()
     }
-    fn end_set_aside(&mut self, _: BatchNo, _: &Outcome, _: u32, _: i64) -> Result<u32, StoreError> {
+    fn end_set_aside(
+        &mut self,
+        _: BatchNo,
+        _: &Outcome,
+        _: u32,
+        _: i64,
+    ) -> Result<Vec<EndedAside>, StoreError> {
         not_here()
     }
     fn record_attempt(&mut self, _: &AttemptRecord) -> Result<Recorded, StoreError> {

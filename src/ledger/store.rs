@@ -15,6 +15,7 @@ use crate::model::delivery::{
     AttemptRecord, DeliveryNo, DeliveryState, DueDelivery, Endpoint, LaneNo, UrlHash,
 };
 use crate::model::{BatchId, BatchNo, ProductKey};
+use crate::telemetry::Event;
 
 /// Who holds a claimed product: this start of the process, and one incarnation of the batch's coordinator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +56,30 @@ pub enum Ended {
     Already,
     /// Another incarnation holds the product; this one is late.
     ClaimLost,
+}
+
+/// A product that ended without a coordinator, for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndedAside {
+    pub batch_id: BatchId,
+    pub index: u32,
+    pub ean: String,
+    pub batch_over: bool,
+}
+
+impl EndedAside {
+    /// Tells its end, once it is on disk.
+    pub fn tell(&self, outcome: &Outcome) {
+        Event::ProductEnded {
+            batch_id: self.batch_id.as_str(),
+            index: self.index.into(),
+            ean: &self.ean,
+            outcome: outcome.status.as_str(),
+            kind: outcome.reason.as_ref().map(|reason| reason.kind.as_str()),
+            duration_ms: outcome.duration_ms,
+        }
+        .emit();
+    }
 }
 
 /// What became of the record of an attempt.
@@ -162,14 +187,14 @@ pub trait Store: Send {
         outcome: &Outcome,
         now_ms: i64,
     ) -> Result<Ended, StoreError>;
-    /// Ends up to `limit` open products of a batch that was set aside, whoever holds them; how many.
+    /// Ends up to `limit` open products of a batch that was set aside, whoever holds them; which, without duplicates.
     fn end_set_aside(
         &mut self,
         batch: BatchNo,
         outcome: &Outcome,
         limit: u32,
         now_ms: i64,
-    ) -> Result<u32, StoreError>;
+    ) -> Result<Vec<EndedAside>, StoreError>;
 
     /// Transaction 3.
     fn record_attempt(&mut self, attempt: &AttemptRecord) -> Result<Recorded, StoreError>;

@@ -144,6 +144,10 @@ events! {
     ActorKilled = "actor_killed", WARN, "actor did not drain in time and was killed" { actor: &'a str }
         => "Nothing is lost. If it repeats, a longer drain may be wanted."
 
+    /// journald did not take so many events in time; the daemon went on without them.
+    LogDropped = "log_dropped", WARN, "journald did not take events: dropped" { events: u64 }
+        => "Look at systemd-journald (systemctl status systemd-journald) and its disk. The work itself lost nothing."
+
     /// The ledger's disk is full: accepts get 503, visits pause.
     LedgerFull = "ledger_full", ERROR, "no room on the ledger's disk: accepts get 503, visits pause" {}
         => "Make room on the disk that holds the ledger. All goes on by itself."

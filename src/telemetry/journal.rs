@@ -8,7 +8,10 @@ use std::fmt::{self, Write as _};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -23,6 +26,12 @@ const SOCKET: &str = "/run/systemd/journal/socket";
 /// ten fields from outside.
 const VALUE_BYTES_MAX: usize = 8 << 10;
 
+/// How long an event may hold up whoever tells it when journald does not read: one that works makes room within
+/// milliseconds, and a thread of the daemon has better things to do than to wait for one that does not.
+const SEND_WITHIN: Duration = Duration::from_millis(100);
+/// After an event that was not taken in time, so long nobody waits again: all that is told meanwhile is dropped and counted.
+const SILENCE: Duration = Duration::from_secs(5);
+
 /// Whether standard error is the journal's: systemd names its device and inode (systemd.exec(5), `JOURNAL_STREAM`).
 pub fn is_behind_stderr() -> bool {
     let named = std::env::var("JOURNAL_STREAM").unwrap_or_default();
@@ -34,6 +43,11 @@ pub fn is_behind_stderr() -> bool {
 #[derive(Debug)]
 pub struct Journal {
     socket: UnixDatagram,
+    path: PathBuf,
+    /// Until when nothing is sent.
+    silence: Mutex<Option<Instant>>,
+    /// Events that were not sent, and that nobody was told of yet.
+    dropped: AtomicU64,
 }
 
 impl Journal {
@@ -44,21 +58,49 @@ impl Journal {
     fn at(path: &Path) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.connect(path)?;
-        Ok(Self { socket })
+        socket.set_write_timeout(Some(SEND_WITHIN))?;
+        let (silence, dropped) = (Mutex::default(), AtomicU64::new(0));
+        Ok(Self { socket, path: path.into(), silence, dropped })
+    }
+
+    fn send_or_drop(&self, entry: &Entry) {
+        let silence = *self.silence.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lost = 1;
+        if silence.is_none_or(|until| until <= Instant::now()) {
+            let before = self.dropped.swap(0, Ordering::Relaxed);
+            let told = if before == 0 { Ok(()) } else { self.send(&Entry::of_dropped(before)) };
+            lost = if told.is_ok() { 1 } else { before + 1 };
+            match told.and_then(|()| self.send(entry)) {
+                Ok(()) => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let until = Instant::now() + SILENCE;
+                    *self.silence.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+                }
+                Err(_) => {}
+            }
+        }
+        self.dropped.fetch_add(lost, Ordering::Relaxed);
+    }
+
+    fn send(&self, entry: &Entry) -> io::Result<()> {
+        match self.socket.send(&entry.0) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                // Where journald is gone systemd brings it back on the same path.
+                self.socket.connect(&self.path)?;
+                self.socket.send(&entry.0)?;
+            }
+            sent => drop(sent?),
+        }
+        Ok(())
     }
 }
 
 impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut entry = Entry::default();
-        entry.put("PRIORITY", priority(*event.metadata().level()));
-        entry.put("SYSLOG_IDENTIFIER", "glaneur");
-        entry.put("TARGET", event.metadata().target());
+        entry.put_head(*event.metadata().level(), event.metadata().target());
         event.record(&mut entry);
-        // Where journald is gone there is nobody to complain to; systemd brings it back on the same path.
-        if self.socket.send(&entry.0).is_err() && self.socket.connect(SOCKET).is_ok() {
-            let _ = self.socket.send(&entry.0);
-        }
+        self.send_or_drop(&entry);
     }
 }
 
@@ -77,6 +119,23 @@ fn priority(level: Level) -> &'static str {
 struct Entry(Vec<u8>);
 
 impl Entry {
+    /// The event `log_dropped`, which cannot be told through the layer that is telling another one.
+    fn of_dropped(events: u64) -> Self {
+        let mut entry = Self::default();
+        entry.put_head(Level::WARN, "glaneur");
+        entry.put("MESSAGE", "journald did not take events: dropped");
+        entry.put("MESSAGE_ID", &event::message_id("log_dropped"));
+        entry.put("EVENT", "log_dropped");
+        entry.put("EVENTS", &events.to_string());
+        entry
+    }
+
+    fn put_head(&mut self, level: Level, target: &str) {
+        self.put("PRIORITY", priority(level));
+        self.put("SYSLOG_IDENTIFIER", "glaneur");
+        self.put("TARGET", target);
+    }
+
     fn put(&mut self, key: &str, value: &str) {
         let value = &value[..value.floor_char_boundary(VALUE_BYTES_MAX)];
         self.0.extend(key.bytes());
@@ -127,6 +186,47 @@ mod tests {
         let length = journald.recv(&mut entry).unwrap();
         entry.truncate(length);
         entry
+    }
+
+    #[test]
+    fn a_journald_that_does_not_read_holds_nobody_up_and_hears_later_how_much_it_missed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let journald = UnixDatagram::bind(&path).unwrap();
+        let registry = tracing_subscriber::registry();
+        let guard = tracing::subscriber::set_default(registry.with(Journal::at(&path).unwrap()));
+        // Far more than fit into the socket's queue (`net.unix.max_dgram_qlen`, 10 to some hundred).
+        let tell = || crate::telemetry::Event::WatchdogResumed { part: "test" }.emit();
+        let begin = Instant::now();
+        for _ in 0..5_000 {
+            tell();
+        }
+        assert!(begin.elapsed() < 10 * SEND_WITHIN, "held up for {:?}", begin.elapsed());
+        let over = Instant::now() + SILENCE;
+        while let Some(rest) = over.checked_duration_since(Instant::now()) {
+            std::thread::park_timeout(rest);
+        }
+        journald.set_nonblocking(true).unwrap();
+        let read = || {
+            let mut entry = vec![0; 64 << 10];
+            let length = journald.recv(&mut entry).ok()?;
+            Some(text(&entry[..length]))
+        };
+        let taken = std::iter::from_fn(read).count();
+        tell();
+        let told: Vec<_> = std::iter::from_fn(read).collect();
+        assert_eq!(told.len(), 2, "the count, and the event itself: {told:?}");
+        assert!(told[0].contains(&format!("\nEVENTS={}\n", 5_000 - taken)), "{} of {taken}", told[0]);
+        drop(guard);
+    }
+
+    #[test]
+    fn what_was_dropped_is_told_as_the_catalogue_says() {
+        let told = text(&Entry::of_dropped(3).0);
+        let known = event::Event::ALL.iter().find(|event| event.name == "log_dropped").unwrap();
+        assert!(told.contains(&format!("MESSAGE={}\n", known.message)), "{told}");
+        assert!(told.contains(&format!("MESSAGE_ID={}\n", known.message_id())), "{told}");
+        assert_eq!((known.level, known.fields), ("WARN", &["events"][..]));
     }
 
     fn text(entry: &[u8]) -> String {

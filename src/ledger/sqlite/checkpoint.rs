@@ -118,6 +118,12 @@ pub(super) fn checkpoint(connection: &Connection, mode: &str) -> Result<(), Stor
     }
 }
 
+/// Bytes that an unprivileged process may still write beside `path`.
+pub(super) fn free_bytes(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags, params};
 use rustix::fs::Access;
 
 use super::super::reader::LedgerReader;
-use super::super::store::{Addressing, Read, SUSPECTED_AT, Store, StoreError};
+use super::super::store::{Addressing, EndedAside, Read, SUSPECTED_AT, Store, StoreError};
 use super::counters::Delta;
 use super::reader::SqliteReader;
 use super::writer::SqliteStore;
@@ -41,6 +41,8 @@ pub struct Opened {
     pub store: SqliteStore,
     pub reader: LedgerReader,
     pub report: OpenReport,
+    /// The products that ended as `crashed`, to be told.
+    pub crashed: Vec<EndedAside>,
 }
 
 /// How the process before this one ended.
@@ -153,10 +155,10 @@ pub fn open_visibly(path: &Path, options: OpenOptions, progress: &Progress) -> R
     let OpenOptions { addressing, claims_max, free_bytes_min, readers, boot_id } = options;
     let mut store = SqliteStore::new(connection, lock, path.into(), addressing, free_bytes_min)
         .map_err(|error| explain(path, error))?;
-    let report = take_over(path, &mut store, claims_max, &boot_id, progress)?;
+    let (report, crashed) = take_over(path, &mut store, claims_max, &boot_id, progress)?;
     let reader = (0..readers.max(1)).map(|_| Ok(Box::new(open_read_only(path)?) as Box<dyn Read>));
     let reader = LedgerReader::new(reader.collect::<Result<_, OpenError>>()?);
-    Ok(Opened { store, reader, report })
+    Ok(Opened { store, reader, report, crashed })
 }
 
 /// Opens the ledger to look at it, also while the daemon runs.
@@ -330,10 +332,10 @@ fn take_over(
     claims_max: u32,
     boot_id: &str,
     progress: &Progress,
-) -> Result<OpenReport, OpenError> {
+) -> Result<(OpenReport, Vec<EndedAside>), OpenError> {
     let mark = beside(path, ".escalated");
     let escalated = mark.try_exists().map_err(io_error("look for", &mark))?;
-    let mut work = || -> Result<OpenReport, StoreError> {
+    let mut work = || -> Result<(OpenReport, Vec<EndedAside>), StoreError> {
         store.begin()?;
         let now_ms = now_ms();
         let take_over = TakeOver { store: &mut *store, claims_max, boot_id, escalated, now_ms, progress };
@@ -374,12 +376,13 @@ struct Left {
 }
 
 impl TakeOver<'_> {
-    fn run(mut self) -> Result<OpenReport, StoreError> {
+    fn run(mut self) -> Result<(OpenReport, Vec<EndedAside>), StoreError> {
         let (epoch, last_run) = self.last_run()?;
         self.store
             .connection()
             .execute("UPDATE run SET epoch = ?1, stopping = 0, boot_id = ?2", params![epoch, self.boot_id])?;
         let mut report = OpenReport { epoch, last_run, charged: 0, crashed: 0, released: 0 };
+        let mut crashed = Vec::new();
         let left = self.left()?;
         let started = left.iter().filter(|left| left.started).count();
         for left in left {
@@ -391,14 +394,14 @@ impl TakeOver<'_> {
             let deaths = left.deaths + u32::from(charge);
             report.charged += u32::from(charge);
             if charge && deaths >= self.claims_max {
-                self.crash(left.key, deaths)?;
+                crashed.push(self.crash(left.key, deaths)?);
                 report.crashed += 1;
             } else {
                 self.put_back(left.key, deaths)?;
                 report.released += 1;
             }
         }
-        Ok(report)
+        Ok((report, crashed))
     }
 
     fn last_run(&self) -> Result<(i64, LastRun), StoreError> {
@@ -428,7 +431,7 @@ impl TakeOver<'_> {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    fn crash(&mut self, key: ProductKey, deaths: u32) -> Result<(), StoreError> {
+    fn crash(&mut self, key: ProductKey, deaths: u32) -> Result<EndedAside, StoreError> {
         let detail = match self.store.addressing().language {
             Language::French => {
                 format!("le service s'est arrêté {deaths} fois pendant la visite de ce produit")
@@ -439,8 +442,8 @@ impl TakeOver<'_> {
             "UPDATE product SET deaths = ?3 WHERE batch = ?1 AND idx = ?2",
             params![key.batch.0, key.index, deaths],
         )?;
-        self.store.finish(key, &Outcome::crashed(&detail), self.now_ms)?;
-        Ok(())
+        let (_, ended) = self.store.finish(key, &Outcome::crashed(&detail), self.now_ms)?;
+        Ok(ended)
     }
 
     fn put_back(&mut self, key: ProductKey, deaths: u32) -> Result<(), StoreError> {

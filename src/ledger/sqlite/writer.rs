@@ -3,7 +3,7 @@
 #[cfg(test)]
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 #[cfg(test)]
 use std::sync::Mutex;
 use std::time::Duration;
@@ -14,9 +14,9 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row, para
 use serde_json::value::RawValue;
 
 use super::super::store::{
-    AcceptAnswer, Addressing, Claim, Claimed, Ended, Readmitted, Recorded, Store, StoreError,
+    AcceptAnswer, Addressing, Claim, Claimed, Ended, EndedAside, Readmitted, Recorded, Store, StoreError,
 };
-use super::checkpoint::{Checkpointer, Step, checkpoint};
+use super::checkpoint::{Checkpointer, Step, checkpoint, free_bytes};
 use super::counters::Delta;
 use super::number;
 use super::outbox::Lane;
@@ -347,13 +347,13 @@ impl SqliteStore {
         Ok(())
     }
 
-    /// L1, L2: ends an open product with its duplicates, whoever holds it. How many ended; whether the batch did.
+    /// L1, L2: ends an open product with its duplicates, whoever holds it. How many ended, and what is told of it.
     pub(super) fn finish(
         &mut self,
         key: ProductKey,
         outcome: &Outcome,
         now_ms: i64,
-    ) -> Result<(u32, bool), StoreError> {
+    ) -> Result<(u32, EndedAside), StoreError> {
         let facts = self.facts(key.batch)?;
         let lane = self.product_lane(&facts)?;
         // INDEXED BY, here and below: without statistics SQLite would rather go through the whole batch.
@@ -404,8 +404,11 @@ impl SqliteStore {
             delta.end(outcome.status, lane.state);
         }
         self.count(key.batch, &delta)?;
-        let over = self.settle(key.batch, now_ms)?;
-        Ok((entries.len() as u32, over))
+        let batch_over = self.settle(key.batch, now_ms)?;
+        let ended = entries.len() as u32;
+        // The product itself comes before its duplicates.
+        let ean = entries.into_iter().next().map(|entry| entry.ean).unwrap_or_default();
+        Ok((ended, EndedAside { batch_id: facts.batch_id, index: key.index, ean, batch_over }))
     }
 
     /// Writes the body of one ended product, and its delivery.
@@ -481,12 +484,6 @@ struct Entry {
     note: Option<String>,
     duplicate_of: Option<u32>,
     state: u8,
-}
-
-/// Bytes that an unprivileged process may still write beside `path`.
-fn free_bytes(path: &Path) -> Option<u64> {
-    let stat = rustix::fs::statvfs(path).ok()?;
-    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// The first answer to the submit whose batch has `value` in `column`.
@@ -717,8 +714,8 @@ impl Store for SqliteStore {
         match self.holder(key, claim)? {
             (ENDED, _) => Ok(Ended::Already),
             (CLAIMED, true) => {
-                let (_, batch_over) = self.finish(key, outcome, now_ms)?;
-                Ok(Ended::Now { batch_over })
+                let (_, ended) = self.finish(key, outcome, now_ms)?;
+                Ok(Ended::Now { batch_over: ended.batch_over })
             }
             _ => Ok(Ended::ClaimLost),
         }
@@ -730,7 +727,7 @@ impl Store for SqliteStore {
         outcome: &Outcome,
         limit: u32,
         now_ms: i64,
-    ) -> Result<u32, StoreError> {
+    ) -> Result<Vec<EndedAside>, StoreError> {
         // The claimed ones have an index of their own, the queued ones begin at the cursor: no ended row is read again.
         let claimed = "SELECT idx FROM product INDEXED BY product_claimed
              WHERE batch = ?1 AND state = 1 ORDER BY idx LIMIT ?2";
@@ -738,7 +735,7 @@ impl Store for SqliteStore {
              WHERE batch = ?1 AND idx >= (SELECT cursor FROM progress WHERE batch = ?1)
                  AND state = 0 AND dup_of IS NULL
              ORDER BY idx LIMIT ?2";
-        let mut ended = 0;
+        let (mut ended, mut told) = (0, Vec::new());
         for (state, open) in [(CLAIMED, claimed), (QUEUED, queued)] {
             let left = limit.saturating_sub(ended);
             let indices = self.all(open, params![batch.0, left], |row| row.get::<_, u32>(0))?;
@@ -746,11 +743,12 @@ impl Store for SqliteStore {
                 self.run("UPDATE progress SET cursor = ?2 WHERE batch = ?1", params![batch.0, last + 1])?;
             }
             for index in indices {
-                let (with_duplicates, _) = self.finish(ProductKey { batch, index }, outcome, now_ms)?;
+                let (with_duplicates, product) = self.finish(ProductKey { batch, index }, outcome, now_ms)?;
                 ended += with_duplicates;
+                told.push(product);
             }
         }
-        Ok(ended)
+        Ok(told)
     }
 
     fn record_attempt(&mut self, attempt: &AttemptRecord) -> Result<Recorded, StoreError> {

@@ -249,6 +249,8 @@ async fn a_batch_whose_coordinator_keeps_failing_is_set_aside_alone() {
     let id = poison["batch_id"].clone();
     daemon.wait_for_event("batch_set_aside", |event| event["batch_id"] == id).await.unwrap();
     daemon.wait_for_event("batch_ended", |event| event["batch_id"] == id).await.unwrap();
+    let crashed = |event: &Value| event["batch_id"] == id && event["kind"] == "crashed";
+    daemon.wait_for_event("product_ended", crashed).await.unwrap();
     finished(&stage, 0).await;
     gate.open();
     finished(&stage, 1).await;

@@ -79,6 +79,8 @@ async fn claims_max_deaths(stage: &Stage, eans: &[&str]) -> BTreeMap<u32, u32> {
             assert_eq!(charged[0]["products"], 1, "death {death}: it ran alone");
         }
         assert_eq!(charged[0]["crashed"], u64::from(death == CLAIMS_MAX), "death {death}");
+        let told = daemon.events("product_ended").into_iter().filter(|event| event["kind"] == "crashed");
+        assert_eq!(told.count(), usize::from(death == CLAIMS_MAX), "death {death}: its end is told");
     }
     let (products, summary) = stage.finished(eans.len()).await;
     for product in &products {
@@ -132,7 +134,7 @@ async fn an_innocent_half_visited_when_a_suspect_gets_the_floor_does_not_take_it
             let third_of_innocent =
                 |event: &serde_json::Value| event["index"] == 1 && event["site"] == "drakkars";
             daemon.wait_for_event("visit_ended", third_of_innocent).await.unwrap();
-            fence(&daemon, death).await;
+            super::waiting::until_at_rest(&daemon, 1).await;
         }
         die_in_visit_of_poison(&mut daemon, &stage, ShopKind::Pharmagdd, since).await;
         since = mark(&stage, ShopKind::Pharmagdd);

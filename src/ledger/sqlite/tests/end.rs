@@ -118,11 +118,11 @@ fn a_batch_set_aside_ends_in_pieces_whoever_holds_its_products() {
     let mut ended = 0;
     for _ in 0..20 {
         let now = lab.write(|store| store.end_set_aside(batch, &crashed, 3, NOW));
-        assert!(now <= 4);
-        ended += now;
+        assert!(now.len() <= 3);
+        ended += now.len();
         assert_laws(&lab);
     }
-    assert_eq!(ended, 10);
+    assert_eq!(ended, 9, "without the duplicate");
     let view = lab.view(batch);
     assert!(view.ended_at_ms.is_some());
     assert_eq!(view.ended[Status::Found as usize - 1], 1);
