@@ -13,6 +13,7 @@
 //! of the batch (`progress`) and of the ledger (`tally`) as true as the rows it wrote, because both go through
 //! `SqliteStore::count`, and at the accept `count_first`.
 
+mod accept;
 mod checkpoint;
 mod counters;
 mod error;

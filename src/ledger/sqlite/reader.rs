@@ -7,8 +7,9 @@ use super::super::store::{
     BatchView, Claim, DeliveryView, HeldLane, LaneView, OpenBatch, ProductState, ProductView, Read,
     StoreError, Tally,
 };
+use super::accept;
 use super::number;
-use super::writer::{self, CLAIMED, QUEUED, damaged};
+use super::writer::{CLAIMED, QUEUED, damaged};
 use crate::model::batch::{Accepted, Reason, SiteName, Status};
 use crate::model::delivery::{DeliveryNo, DeliveryState, DueDelivery, Endpoint, LaneNo, UrlHash};
 use crate::model::{BatchId, BatchNo};
@@ -229,7 +230,7 @@ impl Read for SqliteReader {
     }
 
     fn accepted(&mut self, batch_id: &BatchId) -> Result<Option<Accepted>, StoreError> {
-        writer::first_answer(&self.connection, "batch_id", batch_id.as_str())
+        accept::first_answer(&self.connection, "batch_id", batch_id.as_str())
     }
 
     fn products(&mut self, batch: BatchNo, after: u32, limit: u32) -> Result<Vec<ProductView>, StoreError> {
