@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use glaneur_kit::{Config, Daemon, Result};
+use glaneur_kit::{Config, Daemon, Result, figures};
 use serde_json::{Value, json};
 
 const BATCHES: usize = 100;
@@ -23,19 +23,7 @@ const STILL_FOR: Duration = Duration::from_secs(2);
 const LONG: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
-    // Cargo passes `--bench`; a run of all tests passes nothing, and has no use for a figure.
-    if !std::env::args().any(|argument| argument == "--bench") {
-        return ExitCode::SUCCESS;
-    }
-    let runtime = tokio::runtime::Runtime::new().expect("threads can be started");
-    match runtime.block_on(run()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(trouble) => {
-            eprintln!("{trouble}");
-            ExitCode::FAILURE
-        }
-    }
+    figures(run())
 }
 
 /// Whether every figure is within its limit.

@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use glaneur_kit::{Catalogue, Config, Daemon, Receiver, Result, Shops, Trouble};
+use glaneur_kit::{Catalogue, Config, Daemon, Receiver, Result, Shops, Trouble, figures};
 use serde_json::{Value, json};
 
 const BATCHES: usize = 10;
@@ -21,19 +21,7 @@ const FIRST_VISIT_S_MAX: f64 = 1.0;
 const LONG: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
-    // Cargo passes `--bench`; a run of all tests passes nothing, and has no use for a figure.
-    if !std::env::args().any(|argument| argument == "--bench") {
-        return ExitCode::SUCCESS;
-    }
-    let runtime = tokio::runtime::Runtime::new().expect("threads can be started");
-    match runtime.block_on(run()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(trouble) => {
-            eprintln!("{trouble}");
-            ExitCode::FAILURE
-        }
-    }
+    figures(run())
 }
 
 /// Seconds from the kill to each step.

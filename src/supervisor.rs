@@ -18,6 +18,8 @@
 //! fails in the drain. Nothing durable depends on any of it.
 
 pub mod address;
+#[cfg(test)]
+pub mod bystander;
 pub mod nursery;
 pub mod plan;
 pub mod policy;

@@ -25,7 +25,7 @@ enum Msg {
     /// With this error, of a type of ours.
     FailAs(std::num::ParseIntError),
     Panic,
-    PanicWithACall(#[allow(dead_code, reason = "held, never answered")] RpcReplyPort<()>),
+    PanicWithACall(RpcReplyPort<()>),
 }
 
 struct Probe;
@@ -53,7 +53,11 @@ impl Actor for Probe {
             }
             Msg::Fail => Err("failed".into()),
             Msg::FailAs(error) => Err(error.into()),
-            Msg::Panic | Msg::PanicWithACall(_) => panic!("asked to"),
+            Msg::Panic => panic!("asked to"),
+            Msg::PanicWithACall(reply) => {
+                let _held = reply; // Never answered: what the caller sees is the end of the port.
+                panic!("asked to")
+            }
         }
     }
 

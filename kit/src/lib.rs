@@ -28,6 +28,7 @@ mod server;
 pub mod client;
 pub mod clock;
 pub mod daemon;
+pub mod figures;
 pub mod magento;
 pub mod manager;
 pub mod proxy;
@@ -38,6 +39,7 @@ pub mod tor;
 
 pub use clock::WallClock;
 pub use daemon::{Config, Daemon};
+pub use figures::figures;
 pub use gate::Gate;
 pub use magento::Magento;
 pub use manager::Manager;

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor::{Actor, ActorRef};
 use tokio::sync::watch;
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::{Context, SubscriberExt};
@@ -19,33 +19,12 @@ use crate::ledger::{LedgerError, LedgerHandle};
 use crate::model::batch::{Fate, NewBatch, NewProduct};
 use crate::model::{BatchId, Gtin, Language};
 use crate::scraper::{Answer, pool};
+use crate::supervisor::bystander::bystander;
 
 /// Far longer than anything here takes; a test that waits so long has failed.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Commands that the writer's queue holds.
 const QUEUE_MAX: usize = 8;
-
-/// Hears of deaths and does nothing about them.
-struct Root;
-
-impl Actor for Root {
-    type Msg = ();
-    type State = ();
-    type Arguments = ();
-
-    async fn pre_start(&self, _: ActorRef<()>, (): ()) -> Result<(), ActorProcessingErr> {
-        Ok(())
-    }
-
-    async fn handle_supervisor_evt(
-        &self,
-        _: ActorRef<()>,
-        _: SupervisionEvent,
-        (): &mut (),
-    ) -> Result<(), ActorProcessingErr> {
-        Ok(())
-    }
-}
 
 /// The names of the events that this thread told.
 #[derive(Clone, Default)]
@@ -99,8 +78,7 @@ impl World {
         let opened = sqlite::open(&directory.path().join("ledger.db"), options).unwrap();
         let limits = Limits { queue_max: QUEUE_MAX, group_max: 8, reply_within };
         let (ledger, starter) = handle(opened.reader, limits);
-        let (root, _) = Actor::spawn(None, Root, ()).await.unwrap();
-        starter.start(Box::new(opened.store), root.get_cell()).await.unwrap();
+        starter.start(Box::new(opened.store), bystander().await).await.unwrap();
         let gtin = Gtin::parse("0748322148474").unwrap();
         let product = |_| NewProduct {
             ean: gtin.to_string(),

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor::ActorCell;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,6 +21,7 @@ use crate::ledger::{self, LedgerReader};
 use crate::model::batch::{Accepted, NewBatch, Outcome, Repeat};
 use crate::model::delivery::{AttemptRecord, DeliveryNo, DueDelivery, LaneNo, UrlHash};
 use crate::model::{BatchId, BatchNo, Language, ProductKey};
+use crate::supervisor::bystander::bystander;
 
 pub(super) fn settings() -> Settings {
     Settings {
@@ -307,27 +308,6 @@ impl Read for Fake {
     }
 }
 
-struct Root;
-
-impl Actor for Root {
-    type Msg = ();
-    type State = ();
-    type Arguments = ();
-
-    async fn pre_start(&self, _: ActorRef<()>, (): ()) -> Result<(), ActorProcessingErr> {
-        Ok(())
-    }
-
-    async fn handle_supervisor_evt(
-        &self,
-        _: ActorRef<()>,
-        _: SupervisionEvent,
-        (): &mut (),
-    ) -> Result<(), ActorProcessingErr> {
-        Ok(())
-    }
-}
-
 struct Server {
     fake: Fake,
     ingress: Ingress,
@@ -354,8 +334,7 @@ impl Server {
 
     async fn with_ledger(settings: Settings, queue_max: usize, reply_within: Duration) -> Self {
         let fake = Fake::default();
-        let (root, _) = Actor::spawn(None, Root, ()).await.unwrap();
-        let root = root.get_cell();
+        let root = bystander().await;
         let reader = LedgerReader::new(vec![Box::new(fake.clone()), Box::new(fake.clone())]);
         let limits = ledger::actor::Limits { queue_max, group_max: 100, reply_within };
         let (handle, ledger) = ledger::actor::handle(reader, limits);

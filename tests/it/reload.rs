@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use glaneur::exit::Exit;
 use glaneur_kit::magento::{Magento, Mood};
@@ -12,7 +12,7 @@ use glaneur_kit::shop::{Conduct, Hit, Purpose, When};
 use glaneur_kit::{Config, Daemon, Gate, ShopKind, client};
 use serde_json::{Value, json};
 
-use crate::support::{BINARY, LONG, REAL, Stage, accepted, batch, stocked};
+use crate::support::{BINARY, LONG, REAL, Stage, accepted, batch, stocked, until};
 
 /// All shops have all products.
 fn stage() -> Stage {
@@ -276,12 +276,9 @@ async fn circuits_follow_up_and_down_while_visits_are_in_flight_and_none_is_lost
     assert!(visits[8..].iter().all(|visit| worker(visit) == "w0"), "those beyond got no more");
     // One circuit keeps one idle connection to each shop; the others ended with theirs.
     let ports: Vec<u16> = stage.shops.all.iter().map(glaneur_kit::Shop::port).collect();
-    let begun = Instant::now();
-    while daemon.sockets().unwrap().iter().filter(|socket| ports.contains(&socket.remote.port())).count() > 3
-    {
-        assert!(begun.elapsed() < LONG, "connections are left: {:?}", daemon.sockets());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let to_shops =
+        || daemon.sockets().unwrap().iter().filter(|socket| ports.contains(&socket.remote.port())).count();
+    until("one connection to each shop is left", || to_shops() <= 3).await;
     // And up again: a scraper that was let go is a new one with a new circuit.
     gate.close();
     reloaded(&mut daemon, stage.config.clone().circuits(3)).await;

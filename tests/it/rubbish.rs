@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::support::{BINARY, LONG, impatient};
+use crate::support::{BINARY, LONG, impatient, until};
 
 /// Which mutations are tried; the same in every run.
 const SEED: u64 = 20_251_017;
@@ -429,12 +429,9 @@ async fn settled(daemon: &Daemon) -> u64 {
 }
 
 async fn only_the_listener_is_left(daemon: &Daemon) {
-    let begun = Instant::now();
     let address = daemon.api().address;
-    while daemon.sockets().unwrap().iter().any(|socket| socket.local == address && !socket.listening) {
-        assert!(begun.elapsed() < LONG, "connections are left: {:?}", daemon.sockets());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let is_left = || daemon.sockets().unwrap().iter().any(|it| it.local == address && !it.listening);
+    until("only the listener is left", || !is_left()).await;
 }
 
 /// Sends this, then a byte every few milliseconds until it is told to stop; how many bytes, and the answer.

@@ -10,6 +10,15 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_glaneur");
 /// No expectation about speed: it only ends a test that would wait for ever.
 pub const LONG: Duration = Duration::from_secs(120);
 
+/// Waits for what cannot be waited on: `/proc` and the ledger's file tell nobody of a change.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < LONG, "not within {LONG:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Three shops, a receiver for products at `/p` and summaries at `/s`, and a configuration that joins them.
 pub struct Stage {
     pub shops: Shops,

@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor::ActorCell;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -26,6 +26,7 @@ use crate::ledger::{LedgerHandle, actor as ledger_actor};
 use crate::model::batch::{Fate, NewBatch, NewProduct};
 use crate::model::delivery::DeliveryState;
 use crate::model::{BatchId, BatchNo, Language, Reason, Status};
+use crate::supervisor::bystander::bystander;
 use crate::webhook::actor::{Args, Time, Trap, Webhook, WebhookHandle, handle};
 use crate::webhook::{Secret, Settings};
 
@@ -105,8 +106,7 @@ impl World {
         let opened = sqlite::open(&directory.path().join("ledger.db"), options).unwrap();
         let limits = Limits { queue_max: 64, group_max: 64, reply_within: LIMIT };
         let (ledger, starter) = ledger_actor::handle(opened.reader, limits);
-        let (root, _) = Actor::spawn(None, Root, ()).await.unwrap();
-        let root = root.get_cell();
+        let root = bystander().await;
         starter.start(Box::new(opened.store), root.clone()).await.unwrap();
         let settings = watch::Sender::new(Arc::new(settings));
         let args = Args { ledger: ledger.clone(), settings: settings.subscribe(), claims_max: CLAIMS_MAX };
@@ -225,28 +225,6 @@ impl World {
     /// Waits until a point was passed so many times.
     pub async fn until_passed_so_far(&self, point: Point, times: usize) {
         self.until(point.name(), async || times <= self.trap().passed(point)).await;
-    }
-}
-
-/// Hears of deaths and does nothing about them.
-struct Root;
-
-impl Actor for Root {
-    type Msg = ();
-    type State = ();
-    type Arguments = ();
-
-    async fn pre_start(&self, _: ActorRef<()>, (): ()) -> Result<(), ActorProcessingErr> {
-        Ok(())
-    }
-
-    async fn handle_supervisor_evt(
-        &self,
-        _: ActorRef<()>,
-        _: SupervisionEvent,
-        (): &mut (),
-    ) -> Result<(), ActorProcessingErr> {
-        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ use glaneur_kit::shop::{Conduct, Hit, Purpose, When};
 use glaneur_kit::{Catalogue, Daemon, Gate, Proxy, Receiver, Shops};
 use rusqlite::{Connection, OpenFlags};
 
-use crate::support::{BINARY, LONG, REAL, Stage, accepted, batch, brisk, impatient, own_search};
+use crate::support::{BINARY, LONG, REAL, Stage, accepted, batch, brisk, impatient, own_search, until};
 
 /// Indexes of the products that a death of the process now would be charged to.
 fn started(daemon: &Daemon) -> Vec<u32> {
@@ -17,12 +17,7 @@ fn started(daemon: &Daemon) -> Vec<u32> {
 
 /// Waits until the product at this index of the only batch would not be charged.
 pub async fn until_at_rest(daemon: &Daemon, index: u32) {
-    let wait = async {
-        while started(daemon).contains(&index) {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    assert!(tokio::time::timeout(LONG, wait).await.is_ok(), "it would still be charged");
+    until("a death would not be charged to it", || !started(daemon).contains(&index)).await;
 }
 
 #[tokio::test]
