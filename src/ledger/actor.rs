@@ -48,8 +48,9 @@ pub enum LedgerError {
 }
 
 /// What may be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Health {
+    #[default]
     Writing,
     /// Less than `ledger.free_bytes_min` is free: accepts get 503, all else goes on.
     Low,

@@ -21,9 +21,10 @@ const LOOK_EVERY_WHEN_AWAY: Duration = Duration::from_millis(500);
 /// A byte through another circuit this long ago still shows that Tor is there.
 const PROOF_FRESH: Duration = Duration::from_millis(500);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum TorState {
     /// Before the first look.
+    #[default]
     Unknown,
     There,
     Away {

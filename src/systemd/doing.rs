@@ -3,6 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::ledger::actor::Health;
+use crate::scraper::tor::TorState;
+
 /// What the line is made from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Doing {
@@ -14,29 +17,8 @@ pub struct Doing {
     pub visits: u64,
     /// Webhooks that wait or are being sent.
     pub deliveries: u64,
-    pub tor: Tor,
-    pub disk: Disk,
-}
-
-/// Where Tor is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Tor {
-    /// Nobody has looked yet.
-    #[default]
-    Unknown,
-    There,
-    Away {
-        reason: String,
-    },
-}
-
-/// How much room the ledger has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Disk {
-    #[default]
-    Room,
-    Low,
-    Full,
+    pub tor: TorState,
+    pub ledger: Health,
 }
 
 /// What is left to be done in a drain.
@@ -65,14 +47,14 @@ impl fmt::Display for Doing {
         f.write_str(if busy.is_empty() { "idle" } else { "" })?;
         f.write_str(&busy.join(", "))?;
         match &self.tor {
-            Tor::Unknown => {}
-            Tor::There => f.write_str("; Tor there")?,
-            Tor::Away { reason } => write!(f, "; Tor away, work waits: {reason}")?,
+            TorState::Unknown => {}
+            TorState::There => f.write_str("; Tor there")?,
+            TorState::Away { reason, .. } => write!(f, "; Tor away, work waits: {reason}")?,
         }
-        f.write_str(match self.disk {
-            Disk::Room => "",
-            Disk::Low => "; little room on the ledger's disk, submits are refused",
-            Disk::Full => "; no room on the ledger's disk, submits are refused and visits wait",
+        f.write_str(match self.ledger {
+            Health::Writing => "",
+            Health::Low => "; little room on the ledger's disk, submits are refused",
+            Health::Full => "; no room on the ledger's disk, submits are refused and visits wait",
         })
     }
 }
@@ -110,13 +92,19 @@ mod tests {
 
     #[test]
     fn the_line_counts_what_there_is_and_groups_large_numbers() {
-        let doing =
-            Doing { batches: 2, queued: 1_204, visits: 7, deliveries: 1, tor: Tor::There, disk: Disk::Room };
+        let doing = Doing {
+            batches: 2,
+            queued: 1_204,
+            visits: 7,
+            deliveries: 1,
+            tor: TorState::There,
+            ledger: Health::Writing,
+        };
         assert_eq!(
             doing.to_string(),
             "2 batches open, 1 204 products queued, 7 visits, 1 delivery; Tor there"
         );
-        assert_eq!(Doing { tor: Tor::There, ..Doing::default() }.to_string(), "idle; Tor there");
+        assert_eq!(Doing { tor: TorState::There, ..Doing::default() }.to_string(), "idle; Tor there");
         assert_eq!(
             [0, 999, 1_000, 1_234_567].map(grouped),
             ["0", "999", "1 000", "1 234 567"].map(String::from)
@@ -125,8 +113,8 @@ mod tests {
 
     #[test]
     fn the_line_says_why_work_waits() {
-        let away = Tor::Away { reason: "connection refused".into() };
-        let doing = Doing { batches: 1, tor: away, disk: Disk::Full, ..Doing::default() };
+        let away = TorState::Away { reason: "connection refused".into(), prove_with: None };
+        let doing = Doing { batches: 1, tor: away, ledger: Health::Full, ..Doing::default() };
         assert_eq!(
             doing.to_string(),
             "1 batch open; Tor away, work waits: connection refused; \

@@ -5,13 +5,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::doing::{Disk, Doing, Draining, Tor};
+use super::doing::{Doing, Draining};
 use super::{Note, Notifier};
 use crate::ledger::LedgerHandle;
-use crate::ledger::actor::Health;
 use crate::model::delivery::DeliveryState;
 use crate::scraper::deadlines::Deadlines;
-use crate::scraper::tor::{TorGate, TorState};
+use crate::scraper::tor::TorGate;
 use crate::watchdog::DRAIN_GRACE;
 use crate::webhook::WebhookHandle;
 
@@ -74,16 +73,8 @@ impl Sources {
             queued: backlog.queued,
             visits: self.visits.in_flight() as u64,
             deliveries: backlog.deliveries,
-            tor: match &*self.tor.watch().borrow() {
-                TorState::Unknown => Tor::Unknown,
-                TorState::There => Tor::There,
-                TorState::Away { reason, .. } => Tor::Away { reason: reason.clone() },
-            },
-            disk: match *self.ledger.health().borrow() {
-                Health::Writing => Disk::Room,
-                Health::Low => Disk::Low,
-                Health::Full => Disk::Full,
-            },
+            tor: self.tor.watch().borrow().clone(),
+            ledger: *self.ledger.health().borrow(),
         }
     }
 }
