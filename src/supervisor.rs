@@ -270,9 +270,10 @@ impl Actor for Root {
 fn exit_after(error: &(dyn Error + 'static)) -> Exit {
     match error.downcast_ref::<StoreError>() {
         Some(StoreError::Corrupt(_)) => Exit::LedgerDamaged,
-        Some(StoreError::Medium(_) | StoreError::Full { .. } | StoreError::Other(_)) | None => {
-            Exit::Escalated
-        }
+        Some(
+            StoreError::Unwritten(_) | StoreError::Medium(_) | StoreError::Full { .. } | StoreError::Other(_),
+        )
+        | None => Exit::Escalated,
     }
 }
 

@@ -239,9 +239,10 @@ impl Asker {
         }
         let probe = timeout_at(deadline, self.shared.probe()).await;
         // After the probe, which may have found the disk full.
-        let has_room = *self.shared.ledger.health().borrow() == Health::Writing;
+        let health = *self.shared.ledger.health().borrow();
         match probe {
-            _ if !has_room => reasons.push("ledger_full"),
+            _ if matches!(health, Health::Low | Health::Full) => reasons.push("ledger_full"),
+            _ if health == Health::ReadOnly => reasons.push("ledger_read_only"),
             Ok(Probe { writes: true, conserved: true }) => {}
             Ok(Probe { writes: true, conserved: false }) => reasons.push("conservation_broken"),
             Ok(Probe { writes: false, .. }) | Err(_) => reasons.push("ledger_away"),

@@ -63,6 +63,7 @@ enum Mode {
     #[default]
     Writing,
     Full,
+    ReadOnly,
     Refusing,
     /// A commit takes until somebody asks whether it is there.
     UntilAsked,
@@ -121,6 +122,9 @@ impl Store for Fake {
         Ok(())
     }
     fn rollback(&mut self) {}
+    fn is_read_only(&mut self) -> bool {
+        self.with(|book| book.mode) == Mode::ReadOnly
+    }
     fn readdress(&mut self, _: Addressing) {}
 
     fn accept(&mut self, batch: &NewBatch, _: i64) -> Result<AcceptAnswer, StoreError> {
@@ -129,6 +133,7 @@ impl Store for Fake {
         loop {
             match book.mode {
                 Mode::Full => return Err(StoreError::Full { group_lost: false }),
+                Mode::ReadOnly => return Err(StoreError::Unwritten("on purpose".into())),
                 Mode::Refusing => return not_here(),
                 Mode::UntilAsked if book.asked == 0 => book = self.0.1.wait(book).unwrap(),
                 Mode::Stuck => book = self.0.1.wait(book).unwrap(),
@@ -163,6 +168,7 @@ impl Store for Fake {
     fn touch(&mut self) -> Result<(), StoreError> {
         match self.with(|book| book.mode) {
             Mode::Full => Err(StoreError::Full { group_lost: false }),
+            Mode::ReadOnly => Err(StoreError::Unwritten("on purpose".into())),
             _ => Ok(()),
         }
     }
@@ -603,7 +609,7 @@ async fn a_sentence_is_english_by_setting_from_one_request_to_the_next() {
 #[tokio::test]
 async fn what_the_ledger_refuses_is_503_with_a_time_to_come_back() {
     let server = Server::start(settings()).await;
-    for mode in [Mode::Full, Mode::Refusing] {
+    for mode in [Mode::Full, Mode::ReadOnly, Mode::Refusing] {
         server.fake.set(mode);
         let reply = server.post(BODY).await;
         assert_eq!(reply.status, 503);
@@ -736,7 +742,11 @@ async fn readyz_says_whether_a_submit_would_be_taken() {
     let ready = server.get("/readyz").await;
     assert_eq!(ready.status, 200, "Tor changes nothing: {ready:?}");
     assert_eq!(ready.json()["details"]["tor"], "away");
-    for (mode, reason) in [(Mode::Full, "ledger_full"), (Mode::Miscounted, "conservation_broken")] {
+    for (mode, reason) in [
+        (Mode::Full, "ledger_full"),
+        (Mode::ReadOnly, "ledger_read_only"),
+        (Mode::Miscounted, "conservation_broken"),
+    ] {
         server.fake.set(mode);
         let mut reply = server.get("/readyz").await;
         // Until the last probe is too old, and the writer has looked for room again.

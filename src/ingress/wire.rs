@@ -60,6 +60,7 @@ pub enum Problem {
     LedgerBusy,
     LedgerAway,
     LedgerFull,
+    LedgerReadOnly,
     LedgerRefused,
     LedgerSlow,
 }
@@ -128,6 +129,7 @@ impl Problem {
             | Self::LedgerBusy
             | Self::LedgerAway
             | Self::LedgerFull
+            | Self::LedgerReadOnly
             | Self::LedgerRefused
             | Self::LedgerSlow => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -169,6 +171,7 @@ impl Problem {
             | Self::LedgerBusy
             | Self::LedgerAway
             | Self::LedgerFull
+            | Self::LedgerReadOnly
             | Self::LedgerRefused
             | Self::LedgerSlow => None,
         }
@@ -179,8 +182,8 @@ impl Problem {
         match self {
             Self::LedgerBusy | Self::BodySlow { .. } => Some(1),
             Self::LedgerAway | Self::LedgerRefused | Self::LedgerSlow => Some(5),
-            // Someone or something must make room first.
-            Self::LedgerFull => Some(30),
+            // Someone or something must make room first, or mount it for writing.
+            Self::LedgerFull | Self::LedgerReadOnly => Some(30),
             _ => None,
         }
     }
@@ -222,6 +225,7 @@ pub fn refusal(error: &LedgerError) -> Option<Problem> {
         LedgerError::Busy => Some(Problem::LedgerBusy),
         LedgerError::Away => Some(Problem::LedgerAway),
         LedgerError::Full => Some(Problem::LedgerFull),
+        LedgerError::ReadOnly => Some(Problem::LedgerReadOnly),
         LedgerError::Refused(_) => Some(Problem::LedgerRefused),
         LedgerError::Unknown => None,
     }
@@ -397,9 +401,13 @@ mod tests {
     #[test]
     fn an_unknown_commit_has_no_answer() {
         assert_eq!(refusal(&LedgerError::Unknown), None);
-        for known in
-            [LedgerError::Busy, LedgerError::Away, LedgerError::Full, LedgerError::Refused("x".into())]
-        {
+        for known in [
+            LedgerError::Busy,
+            LedgerError::Away,
+            LedgerError::Full,
+            LedgerError::ReadOnly,
+            LedgerError::Refused("x".into()),
+        ] {
             assert_eq!(refusal(&known).map(|p| p.status().as_u16()), Some(503));
         }
     }

@@ -39,6 +39,9 @@ pub enum LedgerError {
     /// Known to be rolled back: there is no room on the disk.
     #[error("no room on the ledger's disk")]
     Full,
+    /// Known to be rolled back: the file may not be written.
+    #[error("the ledger may not be written")]
+    ReadOnly,
     /// Known to be rolled back, for another reason.
     #[error("the ledger refused: {0}")]
     Refused(String),
@@ -56,6 +59,18 @@ pub enum Health {
     Low,
     /// The last group found no room: accepts get 503 and visits pause until a write succeeds.
     Full,
+    /// The file may not be written: accepts get 503 and visits pause until it may.
+    ReadOnly,
+}
+
+impl Health {
+    /// Whether an outcome could be stored: without that nobody is visited.
+    pub fn takes_outcomes(self) -> bool {
+        match self {
+            Self::Writing | Self::Low => true,
+            Self::Full | Self::ReadOnly => false,
+        }
+    }
 }
 
 impl LedgerHandle {
@@ -233,6 +248,8 @@ enum GroupFate {
     },
     /// Rolled back for want of room.
     Full,
+    /// Rolled back since the file may not be written.
+    ReadOnly,
     /// Rolled back for another reason; each command knows it.
     Refused,
     /// Nothing in memory may be trusted after it: escalate.
@@ -283,12 +300,23 @@ impl Actor for LedgerActor {
             }
             Msg::Committed { fate } => {
                 failpoint::hit(Point::LedgerCommitted);
-                let was_full = *state.health.borrow() == Health::Full;
                 let tended = state.committed().await?;
+                let was = *state.health.borrow();
                 let store = state.store.as_mut().ok_or("the store is gone")?;
                 let low = store.low();
-                let cramped = was_full && !store.has_room();
-                state.settle(tended.map_or_else(GroupFate::Lost, |()| fate), low, cramped)?;
+                let is_still = match was {
+                    Health::Writing | Health::Low => false,
+                    Health::Full => !store.has_room(),
+                    Health::ReadOnly => store.is_read_only(),
+                };
+                let read_only = matches!(tended, Err(StoreError::Unwritten(_))) && store.is_read_only();
+                state.settle(fate, low, is_still.then_some(was))?;
+                match tended {
+                    // What was committed stands; only the chores have to wait.
+                    Err(_) if read_only => state.set_health(Health::ReadOnly),
+                    Err(error) => return Err(lost(error)),
+                    Ok(()) => {}
+                }
             }
             Msg::LookForRoom => {
                 me.send_after(LOOK_FOR_ROOM_EVERY, || Msg::LookForRoom);
@@ -348,34 +376,48 @@ impl State {
         Ok(tended)
     }
 
-    /// `cramped`: the disk was full, and has no more room than before.
-    fn settle(&mut self, fate: GroupFate, low: bool, cramped: bool) -> Result<(), ActorProcessingErr> {
+    /// `still`: what kept the ledger from writing, and has not changed.
+    fn settle(
+        &mut self,
+        fate: GroupFate,
+        low: bool,
+        still: Option<Health>,
+    ) -> Result<(), ActorProcessingErr> {
         let room = if low { Health::Low } else { Health::Writing };
         match fate {
             GroupFate::Durable { commands, full } => {
                 if commands > 0 {
                     self.outbox.send_modify(|n| *n = n.wrapping_add(1));
                 }
-                // A group of nothing proves nothing about a disk that was full.
-                let was_full = commands == 0 && *self.health.borrow() == Health::Full;
-                self.set_health(if was_full || cramped || (full && !low) { Health::Full } else { room });
+                let now = *self.health.borrow();
+                self.set_health(match still {
+                    Some(health) => health,
+                    // A group of nothing proves nothing.
+                    None if commands == 0 && !now.takes_outcomes() => now,
+                    None if full && !low => Health::Full,
+                    None => room,
+                });
             }
             GroupFate::Full => self.set_health(Health::Full),
+            GroupFate::ReadOnly => self.set_health(Health::ReadOnly),
             GroupFate::Refused => {}
             GroupFate::Lost(error) => return Err(lost(error)),
         }
         Ok(())
     }
 
-    /// A full disk is tried; otherwise a look at the free space is enough.
+    /// A full disk is tried, and a file once it may be written; otherwise a look at the free space is enough.
     fn look_for_room(&mut self) {
         // While a group is being committed, its fate will tell.
         let Some(store) = &mut self.store else { return };
-        if *self.health.borrow() == Health::Full {
-            self.waiting.push(Command::look_for_room());
-        } else {
-            let health = if store.low() { Health::Low } else { Health::Writing };
-            self.set_health(health);
+        let health = *self.health.borrow();
+        match health {
+            Health::Writing | Health::Low => {
+                let room = if store.low() { Health::Low } else { Health::Writing };
+                self.set_health(room);
+            }
+            Health::ReadOnly if store.is_read_only() => {}
+            Health::Full | Health::ReadOnly => self.waiting.push(Command::look_for_room()),
         }
     }
 
@@ -383,6 +425,7 @@ impl State {
         if self.health.send_if_modified(|now| std::mem::replace(now, health) != health) {
             match health {
                 Health::Full => Event::LedgerFull {}.emit(),
+                Health::ReadOnly => Event::LedgerReadOnly {}.emit(),
                 Health::Low => Event::LedgerLow {}.emit(),
                 Health::Writing => Event::LedgerRoom {}.emit(),
             }
@@ -400,7 +443,7 @@ fn lost(error: StoreError) -> ActorProcessingErr {
 /// what is on disk is given back to be answered.
 fn commit(store: &mut dyn Store, group: Vec<Command>) -> (GroupFate, Vec<Command>) {
     if let Err(error) = store.begin() {
-        return (fail_group(group, error), Vec::new());
+        return (fail_group(store, group, error), Vec::new());
     }
     let mut survivors = Vec::with_capacity(group.len());
     let mut group = group.into_iter();
@@ -408,11 +451,11 @@ fn commit(store: &mut dyn Store, group: Vec<Command>) -> (GroupFate, Vec<Command
     for mut command in group.by_ref() {
         match run_one(store, command.job.as_mut()) {
             Ok(()) => survivors.push(command),
-            Err(StoreError::Full { group_lost: true }) => {
+            Err(error @ (StoreError::Full { group_lost: true } | StoreError::Unwritten(_))) => {
                 survivors.push(command);
                 survivors.extend(group);
                 store.rollback();
-                return (fail_group(survivors, StoreError::Full { group_lost: true }), Vec::new());
+                return (fail_group(store, survivors, error), Vec::new());
             }
             Err(StoreError::Full { group_lost: false }) => {
                 full = true;
@@ -432,7 +475,7 @@ fn commit(store: &mut dyn Store, group: Vec<Command>) -> (GroupFate, Vec<Command
     failpoint::hit(Point::LedgerCommit);
     if let Err(error) = store.commit() {
         store.rollback();
-        return (fail_group(survivors, error), Vec::new());
+        return (fail_group(store, survivors, error), Vec::new());
     }
     (GroupFate::Durable { commands: survivors.len(), full }, survivors)
 }
@@ -441,20 +484,23 @@ fn run_one(store: &mut dyn Store, job: &mut dyn Job) -> Result<(), StoreError> {
     store.savepoint()?;
     match job.run(store) {
         Ok(()) => store.release(),
-        Err(lost @ StoreError::Full { group_lost: true }) => Err(lost),
+        Err(lost @ (StoreError::Full { group_lost: true } | StoreError::Unwritten(_))) => Err(lost),
         Err(error) => store.rollback_to_savepoint().and(Err(error)),
     }
 }
 
 /// A failed BEGIN or COMMIT fails every command of the group.
-fn fail_group(group: Vec<Command>, error: StoreError) -> GroupFate {
+fn fail_group(store: &mut dyn Store, group: Vec<Command>, error: StoreError) -> GroupFate {
     let (answer, fate) = match error {
         StoreError::Full { .. } => (LedgerError::Full, GroupFate::Full),
         StoreError::Other(detail) => {
             Event::LedgerCommandRefused { detail: &detail }.emit();
             (LedgerError::Refused(detail), GroupFate::Refused)
         }
-        lost @ (StoreError::Medium(_) | StoreError::Corrupt(_)) => return GroupFate::Lost(lost),
+        StoreError::Unwritten(_) if store.is_read_only() => (LedgerError::ReadOnly, GroupFate::ReadOnly),
+        lost @ (StoreError::Unwritten(_) | StoreError::Medium(_) | StoreError::Corrupt(_)) => {
+            return GroupFate::Lost(lost);
+        }
     };
     for command in group {
         command.job.answer(Err(answer.clone()));

@@ -117,6 +117,10 @@ pub enum StoreError {
     /// No room. `group_lost`: the store rolled the whole transaction back by itself.
     #[error("no room on the disk")]
     Full { group_lost: bool },
+    /// A write was not taken: the file may not be written any more ([`Store::is_read_only`] tells), or the medium failed.
+    /// Nothing of the transaction is kept.
+    #[error("the disk did not take a write: {0}")]
+    Unwritten(String),
     /// The medium failed (EIO, a failed fsync): nothing in memory may be trusted after it.
     #[error("the disk failed: {0}")]
     Medium(String),
@@ -152,6 +156,12 @@ pub trait Store: Send {
     /// store has reserved takes small writes for a long time yet, and accepts would be let in and refused in turn.
     fn has_room(&mut self) -> bool {
         true
+    }
+
+    /// Whether the file may not be written, by its own attributes or by its file system's. Asked after
+    /// [`StoreError::Unwritten`], and from then on until it may.
+    fn is_read_only(&mut self) -> bool {
+        false
     }
 
     fn readdress(&mut self, addressing: Addressing);

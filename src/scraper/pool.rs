@@ -19,7 +19,6 @@ use super::actor::{self, Gear, ScraperActor};
 use super::queue::{Label, Next, Open, Queue};
 use super::suspension::{CRASHES, Verdict};
 use crate::failpoint::{self, Point};
-use crate::ledger::actor::Health;
 use crate::supervisor::address::{self, Address, Publisher};
 use crate::supervisor::policy::{Backoff, Decision, History, Intensity, Roll};
 use crate::telemetry::Event;
@@ -354,7 +353,7 @@ impl State {
             }
             return;
         }
-        let writable = *self.gear.ledger.health().borrow() != Health::Full;
+        let writable = self.gear.ledger.health().borrow().takes_outcomes();
         let open = Open { tor: writable && self.gear.tor.is_there(), direct: writable };
         while let Some(free) = self.workers.iter().take(self.gear.scrapers).position(Worker::is_free) {
             match self.queue.next(Instant::now(), open) {

@@ -54,6 +54,7 @@ impl fmt::Display for Doing {
         f.write_str(match self.ledger {
             Health::Writing => "",
             Health::Low => "; little room on the ledger's disk, submits are refused",
+            Health::ReadOnly => "; the ledger may not be written, submits are refused and visits wait",
             Health::Full => "; no room on the ledger's disk, submits are refused and visits wait",
         })
     }

@@ -639,7 +639,13 @@ impl Chores {
         match self.deps.ledger.write(move |store| store.shift_due(by_ms)).await {
             // Unknown is most likely done; twice would be worse than late.
             Ok(()) | Err(LedgerError::Unknown) => 0,
-            Err(LedgerError::Busy | LedgerError::Away | LedgerError::Full | LedgerError::Refused(_)) => by_ms,
+            Err(
+                LedgerError::Busy
+                | LedgerError::Away
+                | LedgerError::Full
+                | LedgerError::ReadOnly
+                | LedgerError::Refused(_),
+            ) => by_ms,
         }
     }
 

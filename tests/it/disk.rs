@@ -87,14 +87,30 @@ fn bodies(n: usize) -> Vec<Value> {
     eans.chunks(20).enumerate().map(|(at, eans)| json!({"eans": eans, "metadata": {"at": at}})).collect()
 }
 
+/// For a while, during which the daemon does next to nothing and says little.
+#[expect(clippy::print_stdout, reason = "shown when the test fails")]
+async fn keeps_refusing(daemon: &Daemon, body: &Value, word: &str) {
+    /// Long enough to see a loop; a daemon that tries once a second uses next to nothing of it.
+    const WATCHED_FOR: Duration = Duration::from_secs(5);
+    let (cpu, lines, begun) = (daemon.cpu_time().unwrap(), daemon.log().len(), Instant::now());
+    while begun.elapsed() < WATCHED_FOR {
+        refused(daemon, body, word).await;
+        tokio::time::sleep(WATCHED_FOR / 10).await;
+    }
+    let (cpu, lines) = (daemon.cpu_time().unwrap() - cpu, daemon.log().len() - lines);
+    println!("{cpu:?} of CPU and {lines} lines of log in {WATCHED_FOR:?}");
+    assert!(cpu < WATCHED_FOR / 5, "{cpu:?} of CPU while nothing can be written");
+    assert!(lines < 400, "{lines} lines of log while nothing can be written");
+}
+
 /// Submits and wants a 503 that a person understands and a program can wait for.
-async fn refused(daemon: &Daemon, body: &Value) {
+async fn refused(daemon: &Daemon, body: &Value, word: &str) {
     let answer = daemon.post_raw(body.to_string()).await.unwrap();
     assert_eq!(answer.status(), 503);
     assert_eq!(answer.headers()["retry-after"], "30");
     let told: Value = serde_json::from_slice(answer.body()).unwrap();
     assert_eq!(told["success"], false);
-    assert!(told["error"].as_str().unwrap().contains("disque"), "{told}");
+    assert!(told["error"].as_str().unwrap().contains(word), "{told}");
 }
 
 #[tokio::test]
@@ -102,8 +118,6 @@ async fn a_full_disk_refuses_accepts_loses_nothing_and_goes_on_when_there_is_roo
     /// More than any of these batches and the log of SQLite need.
     const DISK: u64 = 24 << 20;
     const BODIES: usize = 20;
-    /// Long enough to see a loop; a daemon that tries once a second uses next to nothing of it.
-    const FULL_FOR: Duration = Duration::from_secs(5);
     let disk = SmallDisk::mount(DISK);
     let stage = Stage::of(20 * BODIES).set("ledger", "url", disk.url());
     let gate = Gate::closed();
@@ -124,20 +138,12 @@ async fn a_full_disk_refuses_accepts_loses_nothing_and_goes_on_when_there_is_roo
         disk.fill_up_to(0);
     };
     assert_eq!(full.0, 503, "{}", full.1);
-    refused(&daemon, &bodies[full.2]).await;
+    refused(&daemon, &bodies[full.2], "disque").await;
     let (status, ready) = daemon.get("/readyz").await.unwrap();
     assert_eq!((status, &ready["reasons"]), (503, &json!(["ledger_full"])));
     gate.open();
-    let (cpu, lines) = (daemon.cpu_time().unwrap(), daemon.log().len());
-    let begun = Instant::now();
-    while begun.elapsed() < FULL_FOR {
-        refused(&daemon, &bodies[full.2]).await;
-        tokio::time::sleep(FULL_FOR / 10).await;
-    }
-    let (cpu, lines) = (daemon.cpu_time().unwrap() - cpu, daemon.log().len() - lines);
-    println!("{} batches, then full; {cpu:?} of CPU and {lines} lines in {FULL_FOR:?}", taken.len());
-    assert!(cpu < FULL_FOR / 5, "{cpu:?} of CPU while full");
-    assert!(lines < 400, "{lines} lines of log while full");
+    println!("{} batches, then full", taken.len());
+    keeps_refusing(&daemon, &bodies[full.2], "disque").await;
     let (status, again) = daemon.submit(&bodies[0]).await.unwrap();
     assert_eq!((status, &again["batch_id"]), (202, &taken[0].1["batch_id"]), "a repeat needs no room");
     assert!(daemon.is_running());
@@ -181,11 +187,11 @@ async fn below_free_bytes_min_accepts_stop_first_and_all_else_goes_on() {
     stage.shops.all[0].wait_until(|hits| hits.len() >= 2, LONG).await.unwrap();
     disk.fill_up_to(8 << 20);
     daemon.wait_for_event("ledger_low", |_| true).await.unwrap();
-    refused(&daemon, &bodies[1]).await;
+    refused(&daemon, &bodies[1], "disque").await;
     gate.open();
     let (products, summary) = stage.finished(20).await;
     assert!(products.iter().all(|product| product["status"] == "found"), "{summary}");
-    refused(&daemon, &bodies[1]).await;
+    refused(&daemon, &bodies[1], "disque").await;
     assert!(daemon.events("ledger_full").is_empty());
     disk.make_room();
     daemon.wait_for_event("ledger_room", |_| true).await.unwrap();
@@ -300,7 +306,7 @@ fn chattr(flag: &str, files: &[PathBuf]) -> Command {
 }
 
 #[tokio::test]
-async fn a_ledger_that_became_read_only_ends_the_process_cleanly_and_all_goes_on_when_it_is_writable() {
+async fn a_ledger_that_became_read_only_refuses_submits_and_all_goes_on_when_it_is_writable() {
     // Not in /tmp, which may be a tmpfs: that one lets who has a file open go on writing it.
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let ledger = dir.path().join("ledger.sqlite");
@@ -313,20 +319,44 @@ async fn a_ledger_that_became_read_only_ends_the_process_cleanly_and_all_goes_on
     stage.shops.all[0].wait_until(|hits| hits.len() >= 2, LONG).await.unwrap();
 
     let frozen = Frozen::freeze(vec![ledger.clone(), dir.path().join("ledger.sqlite-wal")]);
-    let answer = daemon.submit(&bodies[1]).await;
-    assert!(answer.as_ref().map_or(true, |(status, _)| *status != 202), "{answer:?}");
-    assert_eq!(daemon.wait_exit().await.unwrap(), i32::from(Exit::Escalated.code()));
-    assert_eq!(daemon.events("ledger_lost").len(), 1);
+    refused(&daemon, &bodies[1], "lecture seule").await;
+    let (status, ready) = daemon.get("/readyz").await.unwrap();
+    assert_eq!((status, &ready["reasons"]), (503, &json!(["ledger_read_only"])));
+    // What is in flight ends, its outcomes wait, and nobody else is visited.
+    gate.open();
+    keeps_refusing(&daemon, &bodies[1], "lecture seule").await;
+    assert!(stage.receiver.records().is_empty(), "no outcome is told that is not stored");
+    assert!(daemon.is_running());
+
+    drop(frozen);
+    let (products, _) = stage.finished(20).await;
+    assert!(products.iter().all(|product| product["status"] == "found"));
+    accepted(daemon.submit(&bodies[1]).await.unwrap());
+    stage.receiver.wait_for_taken(2 * 20 + 2, LONG).await.unwrap();
+    for (name, wanted) in [("ledger_read_only", 1), ("ledger_room", 1), ("ledger_lost", 0)] {
+        assert_eq!(daemon.events(name).len(), wanted, "{name}");
+    }
+    assert!(daemon.events("visit_started").iter().all(|visit| visit["attempt"] == 1), "nobody was charged");
+}
+
+#[tokio::test]
+async fn a_ledger_that_may_not_be_written_refuses_to_start_and_charges_nobody() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let ledger = dir.path().join("ledger.sqlite");
+    let stage = Stage::of(40).set("ledger", "url", format!("sqlite:{}", ledger.display()));
+    let mut daemon = stage.start().await;
+    daemon.term().unwrap();
+    assert_eq!(daemon.wait_exit().await.unwrap(), 0);
+
+    let frozen = Frozen::freeze(vec![ledger.clone()]);
     let told = refusal(daemon.restart().await, Exit::File);
     assert!(told.contains(&*ledger.to_string_lossy()) && told.contains("ls -l, lsattr"), "{told}");
 
     drop(frozen);
-    gate.open();
     daemon.restart().await.unwrap();
     assert!(daemon.events("deaths_charged").is_empty(), "the end was nobody's fault");
-    let (products, _) = stage.finished(20).await;
-    assert!(products.iter().all(|product| product["status"] == "found"));
-    accepted(daemon.submit(&bodies[1]).await.unwrap());
+    accepted(daemon.submit(&bodies(1)[0]).await.unwrap());
+    stage.finished(20).await;
 }
 
 #[tokio::test]

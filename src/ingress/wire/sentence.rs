@@ -116,6 +116,11 @@ impl Problem {
                  requête."
                     .into()
             }
+            Self::LedgerReadOnly => {
+                "Le registre est en lecture seule : rien n'a été enregistré. Rendez son fichier inscriptible, puis \
+                 renvoyez la requête."
+                    .into()
+            }
             Self::LedgerRefused => {
                 "Le registre a refusé l'écriture ; rien n'a été enregistré (voir le journal du serveur).".into()
             }
@@ -224,6 +229,10 @@ impl Problem {
             }
             Self::LedgerFull => {
                 "The ledger's disk is full: nothing was stored. Make room, then send the request again.".into()
+            }
+            Self::LedgerReadOnly => {
+                "The ledger is read-only: nothing was stored. Make its file writable, then send the request again."
+                    .into()
             }
             Self::LedgerRefused => {
                 "The ledger refused the write; nothing was stored (see the server's log).".into()

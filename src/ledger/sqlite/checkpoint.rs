@@ -114,7 +114,9 @@ pub(super) fn checkpoint(connection: &Connection, mode: &str) -> Result<(), Stor
     let moved = connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()));
     match moved.map_err(StoreError::from) {
         Ok(()) | Err(StoreError::Full { .. } | StoreError::Other(_)) => Ok(()),
-        Err(error @ (StoreError::Medium(_) | StoreError::Corrupt(_))) => Err(error),
+        Err(error @ (StoreError::Unwritten(_) | StoreError::Medium(_) | StoreError::Corrupt(_))) => {
+            Err(error)
+        }
     }
 }
 

@@ -16,10 +16,15 @@ impl From<rusqlite::Error> for StoreError {
             code if primary(code) == ffi::SQLITE_FULL => Self::Full { group_lost: true },
             // The shared memory of the WAL index is a file too, and SQLite has no better word for ENOSPC there.
             ffi::SQLITE_IOERR_SHMSIZE => Self::Full { group_lost: true },
+            // Into the log (WAL), or at a checkpoint into the database; not the fsync after it, whose failure leaves it
+            // open what is on the disk.
+            code @ (ffi::SQLITE_IOERR_WRITE | ffi::SQLITE_IOERR_TRUNCATE) => {
+                Self::Unwritten(format!("{error} (SQLite code {code})"))
+            }
             code => match primary(code) {
                 ffi::SQLITE_IOERR => Self::Medium(format!("{error} (SQLite code {code})")),
                 // A file system that went read-only under us, or a file that was moved away.
-                ffi::SQLITE_READONLY => Self::Medium(format!("{error} (SQLite code {code})")),
+                ffi::SQLITE_READONLY => Self::Unwritten(format!("{error} (SQLite code {code})")),
                 ffi::SQLITE_CORRUPT | ffi::SQLITE_NOTADB => {
                     Self::Corrupt(format!("{error} (SQLite code {code})"))
                 }
@@ -45,10 +50,12 @@ mod tests {
     fn each_code_has_its_meaning() {
         assert!(matches!(of(ffi::SQLITE_FULL), StoreError::Full { group_lost: true }));
         assert!(matches!(of(ffi::SQLITE_IOERR_SHMSIZE), StoreError::Full { group_lost: true }));
-        for code in [ffi::SQLITE_IOERR, ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_IOERR_WRITE] {
+        for code in [ffi::SQLITE_IOERR, ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_IOERR_READ] {
             assert!(matches!(of(code), StoreError::Medium(_)), "{code}");
         }
-        assert!(matches!(of(ffi::SQLITE_READONLY_DBMOVED), StoreError::Medium(_)));
+        for code in [ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_IOERR_TRUNCATE, ffi::SQLITE_READONLY_DBMOVED] {
+            assert!(matches!(of(code), StoreError::Unwritten(_)), "{code}");
+        }
         assert!(matches!(of(ffi::SQLITE_CORRUPT), StoreError::Corrupt(_)));
         assert!(matches!(of(ffi::SQLITE_CORRUPT_INDEX), StoreError::Corrupt(_)));
         assert!(matches!(of(ffi::SQLITE_NOTADB), StoreError::Corrupt(_)));

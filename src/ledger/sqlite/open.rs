@@ -188,7 +188,7 @@ pub fn mark_escalated(path: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
@@ -319,7 +319,7 @@ fn explain(path: &Path, error: StoreError) -> OpenError {
     match error {
         StoreError::Corrupt(detail) => OpenError::Corrupt { path, detail },
         StoreError::Full { .. } => OpenError::Full { path },
-        StoreError::Medium(detail) | StoreError::Other(detail) => {
+        StoreError::Unwritten(detail) | StoreError::Medium(detail) | StoreError::Other(detail) => {
             OpenError::Io { deed: "use the ledger", path, source: io::Error::other(detail) }
         }
     }

@@ -11,6 +11,8 @@ use std::time::Duration;
 #[cfg(test)]
 use rusqlite::StatementStatus;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row, params};
+use rustix::fs::Access;
+use rustix::io::Errno;
 use serde_json::value::RawValue;
 
 use super::super::store::{
@@ -19,6 +21,7 @@ use super::super::store::{
 use super::checkpoint::{Checkpointer, Step, checkpoint, free_bytes};
 use super::counters::Delta;
 use super::number;
+use super::open::beside;
 use super::outbox::Lane;
 use crate::model::batch::{NewBatch, Outcome};
 use crate::model::body::{self, BatchFacts, EntryFacts};
@@ -285,9 +288,7 @@ impl SqliteStore {
 
     /// Cuts back a WAL that readers kept from being reused.
     fn look_at_wal(&self) -> Result<(), StoreError> {
-        let mut wal = self.path.as_os_str().to_owned();
-        wal.push("-wal");
-        let bytes = std::fs::metadata(wal).map(|wal| wal.len()).unwrap_or_default();
+        let bytes = std::fs::metadata(beside(&self.path, "-wal")).map(|wal| wal.len()).unwrap_or_default();
         if bytes <= WAL_BYTES_MAX {
             return Ok(());
         }
@@ -381,6 +382,13 @@ impl Store for SqliteStore {
 
     fn has_room(&mut self) -> bool {
         free_bytes(&self.path).is_none_or(|free| free >= ROOM_BYTES_MIN)
+    }
+
+    fn is_read_only(&mut self) -> bool {
+        [beside(&self.path, "-wal"), self.path.clone()].iter().any(|file| {
+            rustix::fs::access(file, Access::WRITE_OK)
+                .is_err_and(|error| matches!(error, Errno::ROFS | Errno::PERM | Errno::ACCESS))
+        })
     }
 
     fn readdress(&mut self, addressing: Addressing) {

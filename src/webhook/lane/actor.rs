@@ -564,7 +564,13 @@ where
             Ok(result) => return (result, unsure),
             Err(LedgerError::Unknown) => unsure = true,
             // Refused is a mistake of this program, which the ledger has told. Not to send again is the lesser evil.
-            Err(LedgerError::Busy | LedgerError::Away | LedgerError::Full | LedgerError::Refused(_)) => {}
+            Err(
+                LedgerError::Busy
+                | LedgerError::Away
+                | LedgerError::Full
+                | LedgerError::ReadOnly
+                | LedgerError::Refused(_),
+            ) => {}
         }
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(INSIST_MAX);
