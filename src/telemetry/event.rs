@@ -155,8 +155,8 @@ events! {
     LedgerLow = "ledger_low", WARN, "little room on the ledger's disk: accepts get 503" {}
         => "Make room on the disk that holds the ledger, or lower ledger.free_bytes_min."
     /// The ledger's file may not be written, by its attributes or those of its mount. Accepts get 503, visits pause, and
-    /// nothing is lost. (A file system that turned itself read-only after an error takes writes and fails at the fsync:
-    /// that is `ledger_lost`.)
+    /// nothing is lost. A file system that turned itself read-only after an error is another case: it takes writes and
+    /// fails at the fsync, and that is `ledger_lost`.
     LedgerReadOnly = "ledger_read_only", ERROR, "the ledger may not be written: accepts get 503, visits pause" {}
         => "Make the file and its file system writable (ls -l, lsattr, findmnt). All goes on by itself."
     /// The ledger can write again.
