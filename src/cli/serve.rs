@@ -85,7 +85,7 @@ async fn serve(
     })?;
     say_address(address);
     manager.keep_telling(&root);
-    let reloads = reload::Reloader { running: loaded, inlets, level }.listen(hangups);
+    let reloads = reload::Reloader { running: loaded, address, inlets, level }.listen(hangups);
     tokio::spawn(audit::keep_counting(ledger.reader().clone()));
 
     let name = tokio::select! {

@@ -96,6 +96,23 @@ async fn a_secret_that_cannot_be_read_refuses_the_reload_at_its_key_and_check_sa
 }
 
 #[tokio::test]
+async fn a_file_that_is_right_for_another_listener_only_is_refused() {
+    let stage = stage();
+    let secrets = tempfile::tempdir().unwrap();
+    let token = secrets.path().join("token");
+    std::fs::write(&token, "sesame").unwrap();
+    let open = stage.config.clone().set("server", "listen", "0.0.0.0:0");
+    let guarded = open.set("server", "token_file", token.to_string_lossy().as_ref());
+    let mut daemon = Daemon::start(BINARY, guarded).await.unwrap();
+    // On loopback nobody needs a token; but the daemon goes on listening where it does.
+    let event = refused(&mut daemon, stage.config.clone()).await;
+    let detail = event["detail"].as_str().unwrap();
+    assert!(detail.contains("0.0.0.0:") && detail.contains("server.token_file"), "{detail}");
+    let (status, _) = daemon.get("/api/batches/1").await.unwrap();
+    assert_eq!(status, 401, "the old token still guards it");
+}
+
+#[tokio::test]
 async fn a_configuration_that_is_gone_keeps_the_old_one() {
     let stage = stage();
     let daemon = stage.start().await;

@@ -36,15 +36,16 @@ async fn bind(listen: SocketAddr) -> Result<(TcpListener, SocketAddr), Exit> {
     Ok((listener, address))
 }
 
-/// The rule of `server.listen` for an address that the configuration does not know.
-fn may_listen_at(address: SocketAddr, server: &Server) -> Result<(), String> {
+/// The rule of `server.listen` for an address that the configuration does not know: one that was handed over, or that
+/// of a process that has been running under another configuration.
+pub fn may_listen_at(address: SocketAddr, server: &Server) -> Result<(), String> {
     let guarded = server.token_file.is_some() || !server.allow_from.is_empty();
     if guarded || address.ip().to_canonical().is_loopback() {
         return Ok(());
     }
     Err(format!(
-        "the socket handed over listens at {address}, which can be reached from other machines: set \
-         `server.token_file` or `server.allow_from`, or ListenStream= to an address of loopback"
+        "the daemon listens at {address}, which can be reached from other machines: set `server.token_file` or \
+         `server.allow_from`; or start it at an address of loopback (ListenStream= of its socket, else `server.listen`)"
     ))
 }
 

@@ -8,6 +8,7 @@
 //! One reload at a time. Signals that come meanwhile are one more reload after it, however many they were, so the file as
 //! it was at the last signal is what runs in the end. A drain takes no reload: who drains starts nothing new.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 
 use super::assemble::{self, Inlets};
+use super::listen;
 use crate::cli::find::{self, Loaded, Refusal};
 use crate::cli::secrets::{self, CREDENTIALS};
 use crate::config::{self, Changes};
@@ -28,6 +30,8 @@ const PROBLEMS_TOLD_MAX: usize = 50;
 #[derive(Debug)]
 pub struct Reloader {
     pub running: Loaded,
+    /// Where the daemon listens, which no reload changes.
+    pub address: SocketAddr,
     pub inlets: Inlets,
     pub level: Level,
 }
@@ -57,7 +61,7 @@ impl Reloader {
         tokio::spawn(async move {
             while hangups.recv().await.is_some() {
                 let loaded = load(self.running.path.clone()).await;
-                match loaded {
+                match loaded.and_then(|loaded| self.may_run_here(loaded)) {
                     _ if *closed.borrow() => Event::ReloadIgnored {}.emit(),
                     Ok(loaded) => self.take(loaded, &drain_tx).await,
                     Err(refusal) => self.refuse(&refusal),
@@ -65,6 +69,17 @@ impl Reloader {
             }
         });
         reloads
+    }
+
+    /// The file may be right for the listener that it names, and wrong for the one that there is.
+    fn may_run_here(&self, loaded: Loaded) -> Result<Loaded, Refusal> {
+        match listen::may_listen_at(self.address, &loaded.config.server) {
+            Ok(()) => Ok(loaded),
+            Err(refusal) => {
+                let problem = format!("{}: {refusal}", loaded.path.display());
+                Err(Refusal { problems: vec![problem], exit: Exit::Config })
+            }
+        }
     }
 
     async fn take(&mut self, loaded: Loaded, drain: &watch::Sender<Duration>) {
