@@ -62,6 +62,19 @@ pub enum VisitEnd {
 }
 
 impl VisitEnd {
+    /// Whether the visit went its way: it met the shop, or would have, and its scraper outlived it.
+    pub fn is_its_own(&self) -> bool {
+        match self {
+            Self::Found(_)
+            | Self::NotFound
+            | Self::Mismatch { .. }
+            | Self::Sold
+            | Self::NotSold
+            | Self::Failed { .. } => true,
+            Self::NoCatalogue | Self::PutBack | Self::Lost { .. } | Self::Void => false,
+        }
+    }
+
     /// The shop is not in use any more (rule 13): no attempt makes sense.
     pub fn removed() -> Self {
         Self::Failed { reason: removed(), again: Again::Never }

@@ -147,9 +147,9 @@ impl Actor for ScraperActor {
         state.retire_if_worn();
         let Arguments { gear, drain, .. } = &mut state.arguments;
         let mut call = visit::Call { gear, circuit: &mut state.circuit, pace, drain, watched: &watched };
-        call.run(*visit).await;
+        let its_own_end = call.run(*visit).await;
         drop(watched);
-        state.tell_over(label);
+        state.tell_over(label, its_own_end);
         Ok(())
     }
 }
@@ -166,9 +166,10 @@ impl State {
         }
     }
 
-    fn tell_over(&self, label: Label) {
+    fn tell_over(&self, label: Label, its_own_end: bool) {
         let Arguments { worker, incarnation, pool, .. } = &self.arguments;
         // A pool that is gone takes this scraper with it.
-        let _ = pool.cast(pool::Msg::Over { worker: *worker, incarnation: *incarnation, label });
+        let over = pool::Msg::Over { worker: *worker, incarnation: *incarnation, label, its_own_end };
+        let _ = pool.cast(over);
     }
 }

@@ -84,8 +84,8 @@ impl Pool {
 pub enum Msg {
     /// Tell: queue this visit. It is answered through its ticket.
     Ask(Box<Visit>),
-    /// Tell: a scraper is free again.
-    Over { worker: usize, incarnation: u64, label: Label },
+    /// Tell: a scraper is free again. `its_own_end`: the visit was neither put back nor void.
+    Over { worker: usize, incarnation: u64, label: Label, its_own_end: bool },
     /// Tell: start a failed scraper again. Sent by the pool to itself.
     Revive { worker: usize },
     /// Tell: the time of a pace or of a suspension is over; see what may start. The first message, and from timers.
@@ -188,9 +188,9 @@ impl Actor for PoolActor {
                 failpoint::hit(Point::ScrapersAsk);
                 state.push(visit);
             }
-            Msg::Over { worker, incarnation, label } => {
+            Msg::Over { worker, incarnation, label, its_own_end } => {
                 failpoint::hit(Point::ScrapersIdle);
-                state.visit_over(worker, incarnation, &label);
+                state.visit_over(worker, incarnation, &label, its_own_end);
             }
             Msg::Revive { worker } => state.revive(worker, &me).await?,
             Msg::Look => {
@@ -241,11 +241,13 @@ impl State {
         }
     }
 
-    fn visit_over(&mut self, worker: usize, incarnation: u64, label: &Label) {
+    fn visit_over(&mut self, worker: usize, incarnation: u64, label: &Label, its_own_end: bool) {
         let Some(slot) = self.workers.get_mut(worker) else { return };
         if slot.incarnation == incarnation && slot.visit.take().is_some() {
             self.queue.ended(label);
-            self.queue.ended_well(label);
+            if its_own_end {
+                self.queue.ended_well(label);
+            }
             self.let_go();
         }
     }
@@ -270,9 +272,9 @@ impl State {
             self.queue.ended(&label);
             Some((self.queue.crashed(&label, now, roll)?, label.site))
         });
-        let after = match verdict {
-            Some((Verdict::Restart { after }, _)) => after,
-            Some((Verdict::Known, _)) => CRASHES.backoff.pause(0, roll),
+        let (after, failures) = match verdict {
+            Some((Verdict::Restart { after, crashes }, _)) => (after, crashes),
+            Some((Verdict::Known, _)) => (CRASHES.backoff.pause(0, roll), 1),
             Some((Verdict::Suspend { pause, crashes }, site)) => {
                 let until = wall::format_ms(wall::now_ms() + pause.as_millis() as i64);
                 Event::ShopSuspended {
@@ -284,10 +286,10 @@ impl State {
                 }
                 .emit();
                 me.send_after(pause, || Msg::Look);
-                CRASHES.backoff.pause(0, roll)
+                (CRASHES.backoff.pause(0, roll), crashes)
             }
             None => match self.history.on_failure(SCRAPER_RESTARTS, now, roll) {
-                Decision::Restart { after } => after,
+                Decision::Restart { after } => (after, self.history.failures()),
                 Decision::Escalate => return Err(format!("scrapers fail too often: {detail}").into()),
             },
         };
@@ -295,7 +297,7 @@ impl State {
         if self.gear.scrapers <= worker {
             return Ok(()); // There are fewer circuits now.
         }
-        let (actor, failures) = (format!("scraper {worker}"), self.history.failures().max(1));
+        let actor = format!("scraper {worker}");
         Event::ActorRestarted { actor: &actor, failures, detail }.emit();
         me.send_after(after, move || Msg::Revive { worker });
         Ok(())

@@ -167,10 +167,11 @@ impl<V> Queue<V> {
         Some(self.shops.get_mut(&label.site)?.suspension.on_crash(now, roll))
     }
 
-    /// Shops whose suspension is over just now.
+    /// Shops whose suspension is over just now; one that was switched off meanwhile is not tried.
     pub fn resume(&mut self, now: Instant) -> Vec<SiteName> {
-        let over =
-            |(site, shop): (&SiteName, &mut Shop<V>)| shop.suspension.resume(now).then(|| site.clone());
+        let over = |(site, shop): (&SiteName, &mut Shop<V>)| {
+            (shop.suspension.resume(now) && !shop.closed).then(|| site.clone())
+        };
         self.shops.iter_mut().filter_map(over).collect()
     }
 
@@ -391,6 +392,9 @@ mod tests {
         assert_eq!(queue.resume(now + pause), [SiteName::from("a")]);
         let (trial, _) = started(queue.next(now + pause, ALL));
         assert_eq!(waits(queue.next(now + pause, ALL)), None, "one is tried");
+        queue.ended(&trial); // Put back: Tor was away, say. It proves nothing.
+        let (trial, _) = started(queue.next(now + pause, ALL));
+        assert_eq!(waits(queue.next(now + pause, ALL)), None, "still one");
         queue.ended(&trial);
         queue.ended_well(&trial);
         assert_eq!(started(queue.next(now + pause, ALL)).1, "a");

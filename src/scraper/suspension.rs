@@ -45,8 +45,8 @@ pub struct Suspension {
 /// What a crash leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The scraper is started again after this long.
-    Restart { after: Duration },
+    /// The scraper is started again after this long; so many crashes of the shop count.
+    Restart { after: Duration, crashes: u64 },
     /// The shop is left alone for so long, because of so many crashes.
     Suspend { pause: Duration, crashes: u64 },
     /// It is left alone already: this visit was under way before.
@@ -60,7 +60,9 @@ impl Suspension {
         }
         let decision = self.crashes.on_failure(CRASHES, now, roll);
         match decision {
-            Decision::Restart { after } if !self.trial => Verdict::Restart { after },
+            Decision::Restart { after } if !self.trial => {
+                Verdict::Restart { after, crashes: self.crashes.failures() }
+            }
             Decision::Restart { .. } | Decision::Escalate => {
                 let pause = SUSPENDED_FOR.pause(self.times, roll);
                 let crashes = self.crashes.failures();
@@ -73,7 +75,7 @@ impl Suspension {
         }
     }
 
-    /// A visit ended, and its scraper is there.
+    /// A visit ended by itself, and its scraper is there.
     pub fn on_end(&mut self) {
         if self.until.is_none() {
             self.times = 0;
@@ -169,7 +171,7 @@ mod tests {
         while now - begin < Duration::from_secs(3_600) {
             crashes += 1;
             match shop.on_crash(now, SHORTEST) {
-                Verdict::Restart { after } => now += after,
+                Verdict::Restart { after, .. } => now += after,
                 Verdict::Suspend { pause, .. } => {
                     now += pause;
                     assert!(shop.resume(now));

@@ -56,15 +56,21 @@ struct Errand {
 }
 
 impl Call<'_> {
-    /// Does the visit and answers its ticket.
-    pub async fn run(&mut self, mut visit: Visit) {
+    /// Does the visit and answers its ticket; whether it went its way ([`VisitEnd::is_its_own`]).
+    pub async fn run(&mut self, mut visit: Visit) -> bool {
         let mark = Mark::of(&visit, self.gear);
         let in_flight = mark.announced.enter();
-        match mark.write().await {
-            Ok(true) => {}
-            Ok(false) => return visit.ticket.answer(VisitEnd::Void),
+        // A slow write is the ledger's affair, whose own sign the watchdog has.
+        self.watched.waits();
+        let end = match mark.write().await {
+            Ok(true) => None,
+            Ok(false) => Some(VisitEnd::Void),
             // Not known to be on disk: nothing may be dialled.
-            Err(_) => return visit.ticket.answer(VisitEnd::Lost { dialled: false }),
+            Err(_) => Some(VisitEnd::Lost { dialled: false }),
+        };
+        if let Some(end) = end {
+            visit.ticket.answer(end);
+            return false;
         }
         let started = Instant::now();
         let circuit = self.circuit.id().to_string();
@@ -75,9 +81,12 @@ impl Call<'_> {
         facts.tell_ended(&circuit, &end, started.elapsed());
         drop(in_flight);
         if visit.suspect {
+            self.watched.waits();
             mark.clear_after_the_last().await;
         }
+        let is_its_own = end.is_its_own();
         visit.ticket.answer(end);
+        is_its_own
     }
 
     /// Ends at once, uncharged, when Tor is found away or the drain's time for visits is over.

@@ -75,6 +75,8 @@ async fn a_shop_that_makes_scrapers_crash_is_suspended_and_everything_else_goes_
     assert!(bad_visits.count() <= bound, "the storm has ended");
     assert!(daemon.events("panicked").len() <= bound);
     assert!(daemon.events("actor_escalated").is_empty());
+    let failures = daemon.events("actor_restarted").iter().map(|event| event["failures"].as_u64()).max();
+    assert_eq!(failures, Some(Some(CRASHES_MAX as u64)), "the log shows that they repeat");
     for event in ["product_ended", "claim_stranded"] {
         let of_bad = |event: &&Value| event["batch_id"] == waits["batch_id"];
         assert_eq!(daemon.events(event).iter().filter(of_bad).count(), 0, "they wait: {event}");
