@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::time::Instant;
 
+use crate::scraper::circuit::KEPT_MAX;
 use crate::telemetry::Event;
 
 /// How long who lacks one waits: each visit and each webhook that waits tries once in this time, so nothing spins.
@@ -20,7 +21,7 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 /// The ledger's files (three for each connection), the runtime, the log, signals, and look-ups of names.
 const FOR_THE_DAEMON: u64 = 64;
 /// One scraper's kept connections, and the one it is dialling.
-const FOR_A_SCRAPER: u64 = 17;
+const FOR_A_SCRAPER: u64 = KEPT_MAX as u64 + 1;
 /// Endpoints that are sent to at once: those of the configuration, and some of batches.
 const ENDPOINTS: u64 = 32;
 

@@ -47,6 +47,22 @@ impl Exit {
         self as u8
     }
 
+    /// Whether another start may go better with nothing changed by a person. systemd starts the daemon again for these
+    /// alone; for the others it also closes the port (`systemd/glaneur.service`).
+    pub fn may_mend(self) -> bool {
+        match self {
+            Self::Listen | Self::Escalated | Self::File => true,
+            Self::Ok
+            | Self::No
+            | Self::Usage
+            | Self::LedgerDamaged
+            | Self::LedgerLocked
+            | Self::LedgerNewer
+            | Self::Config
+            | Self::Cut => false,
+        }
+    }
+
     /// In a sentence, for the manual page.
     pub fn meaning(self) -> &'static str {
         match self {

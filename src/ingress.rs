@@ -74,6 +74,4 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// From the header to the answer; what is not known by then is not answered.
     pub request_timeout: Duration,
-    /// Read once, when [`Ingress`] is made; a change needs a restart.
-    pub connections_max: usize,
 }

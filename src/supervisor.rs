@@ -83,7 +83,8 @@ impl Child {
         };
         /// A drained child has nothing left to do but to return.
         const STOP_WITHIN: Duration = Duration::from_secs(2);
-        /// It waits for the group in hand, and copies what is in SQLite's log (16 MiB at most) to where it belongs.
+        /// It waits for the group in hand, and copies what is still only in SQLite's log to where it belongs: little,
+        /// since that is done all the time.
         const CLOSE_WITHIN: Duration = Duration::from_secs(5);
         let alone = Spec {
             name: self.name(),
@@ -104,6 +105,17 @@ impl Child {
         }
     }
 }
+
+/// How long the parts may take to stop after the drain, one after the other, and to be gone if they have to be killed.
+pub const STOPPED_WITHIN: Duration = {
+    let (mut within, mut child) = (Duration::ZERO, 0);
+    while child < Child::START_ORDER.len() {
+        let stop = Child::START_ORDER[child].spec().stop_within;
+        within = within.saturating_add(stop).saturating_add(nursery::GONE_WITHIN);
+        child += 1;
+    }
+    within
+};
 
 /// How the drain time is spent. Visits get most of it; then the webhooks in flight; the ledger closes last.
 #[derive(Clone, Copy, Debug)]
@@ -167,7 +179,8 @@ pub enum Msg {
     Start,
     /// Tell: start a failed child again. From a timer.
     Revive(Timer),
-    /// Tell: still there? From a timer.
+    /// Tell: nothing. From a timer; the fail point `root.tick` needs a message that comes by itself.
+    #[cfg(debug_assertions)]
     Tick,
     /// Ask: does every child run? The answer itself shows that the root handles its messages.
     Ask { reply: RpcReplyPort<bool> },
@@ -177,7 +190,7 @@ pub enum Msg {
     Drained { reply: RpcReplyPort<()> },
 }
 
-/// Sent to itself; the watchdog will rest on it.
+#[cfg(debug_assertions)]
 const TICK: Duration = Duration::from_secs(1);
 
 /// Starts the root. Its escalations come through `escalations`; the caller ends the process.
@@ -218,6 +231,7 @@ impl Actor for Root {
         match msg {
             Msg::Start => state.apply(Input::Start, "", Exit::Escalated, &me).await,
             Msg::Revive(timer) => state.apply(Input::Due(timer), "", Exit::Escalated, &me).await,
+            #[cfg(debug_assertions)]
             Msg::Tick => {
                 failpoint::hit(Point::RootTick);
                 me.send_after(TICK, || Msg::Tick);

@@ -2,8 +2,8 @@
 //!
 //! Without a manager nothing of it happens: no variable is set, and every note goes nowhere.
 //!
-//! The variables stay in the environment, for to take them out is not safe beside other threads and nobody inherits them:
-//! the daemon starts no process (`tests/tidy.rs`). Deliberately absent: `FDSTORE`, since what must outlive a restart is
+//! Of the variables only those of the sockets are taken out of the environment, before there are threads; nobody inherits
+//! the others, for the daemon starts no process (`tests/tidy.rs`). Deliberately absent: `FDSTORE`, since what must outlive a restart is
 //! in the ledger, and `MAINPID`, since the daemon never forks.
 
 pub mod doing;

@@ -20,6 +20,7 @@ use crate::scraper::deadlines::{Deadlines, Due};
 use crate::supervisor;
 use crate::systemd::{Note, Notifier};
 use crate::telemetry::Event;
+use crate::webhook;
 
 /// What the daemon shows of itself at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,8 +51,8 @@ impl Patience {
     }
 }
 
-/// Past the end of the drain: the parts, drained, are stopped one by one, each within two seconds.
-pub const DRAIN_GRACE: Duration = Duration::from_secs(10);
+/// Past the end of the drain: the sender may still end, and then the parts, drained, are stopped one by one.
+pub const DRAIN_GRACE: Duration = webhook::DRAIN_GRACE.saturating_add(supervisor::STOPPED_WITHIN);
 
 /// The part that does not move.
 #[derive(Clone, Debug, PartialEq, Eq)]

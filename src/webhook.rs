@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use url::Url;
 
-pub use actor::{Args, Webhook, WebhookHandle, handle};
+pub use actor::{Args, DRAIN_GRACE, Webhook, WebhookHandle, handle};
 pub use in_hand::InHand;
 pub use sign::Secret;
 

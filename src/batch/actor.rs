@@ -40,9 +40,6 @@ const ENDS_MAX: usize = 64;
 pub(super) struct Arguments {
     pub batch: OpenBatch,
     pub claim: Claim,
-    /// By the settings of now, like the window.
-    pub plan: Arc<Plan>,
-    pub window: usize,
     pub settings: watch::Receiver<Arc<Settings>>,
     pub ledger: LedgerHandle,
     pub scrapers: ScrapersHandle,
@@ -82,6 +79,9 @@ pub(super) struct Coordinator;
 
 pub(super) struct State {
     arguments: Arguments,
+    /// By the settings of now, like the window.
+    plan: Plan,
+    window: usize,
     products: BTreeMap<u32, Live>,
     /// Outcomes that wait for the next write.
     ends: Vec<(u32, Outcome)>,
@@ -116,9 +116,16 @@ impl Actor for Coordinator {
     type State = State;
     type Arguments = Arguments;
 
-    async fn pre_start(&self, me: ActorRef<Msg>, arguments: Arguments) -> Result<State, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        me: ActorRef<Msg>,
+        mut arguments: Arguments,
+    ) -> Result<State, ActorProcessingErr> {
         me.send_after(TICK, || Msg::Tick);
+        let now = Arc::clone(&arguments.settings.borrow_and_update());
         Ok(State {
+            plan: now.plan(&arguments.batch.sites),
+            window: now.window,
             arguments,
             products: BTreeMap::new(),
             ends: Vec::new(),
@@ -194,22 +201,18 @@ impl State {
 
     /// What starts from now on goes by the configuration of now (rule 13).
     fn follow(&mut self) {
-        let Arguments { batch, plan, window, settings, .. } = &mut self.arguments;
+        let Arguments { batch, settings, .. } = &mut self.arguments;
         if settings.has_changed().unwrap_or(false) {
             let now = settings.borrow_and_update();
-            (*plan, *window) = (Arc::new(now.plan(&batch.sites)), now.window);
+            (self.plan, self.window) = (now.plan(&batch.sites), now.window);
         }
     }
 
     /// Fills the window once a quarter of it is free, so that claims come in groups. The first one puts back what older
     /// incarnations hold.
     fn claim_more(&mut self, me: &ActorRef<Msg>) {
-        let room = self.arguments.window.saturating_sub(self.products.len());
-        if self.claiming
-            || self.exhausted
-            || self.draining.is_some()
-            || room < self.arguments.window.div_ceil(4)
-        {
+        let room = self.window.saturating_sub(self.products.len());
+        if self.claiming || self.exhausted || self.draining.is_some() || room < self.window.div_ceil(4) {
             return;
         }
         let Arguments { batch, claim, ledger, .. } = &self.arguments;
@@ -269,7 +272,7 @@ impl State {
             Event::ProductSuspected { batch_id, index: index.into(), deaths: deaths.into() }.emit();
         }
         let replacement = replacement.and_then(|text| Gtin::parse(&text).ok());
-        let (product, effects) = Product::claimed(gtin, replacement, &self.arguments.plan);
+        let (product, effects) = Product::claimed(gtin, replacement, &self.plan);
         let (ean, announced) = (ean.into(), Arc::default());
         self.products.insert(index, Live { product, ean, suspect, announced, first_dial: None });
         self.perform(index, effects, me);
@@ -297,7 +300,7 @@ impl State {
 
     fn input(&mut self, index: u32, input: Input, me: &ActorRef<Msg>) {
         let Some(live) = self.products.get_mut(&index) else { return };
-        let effects = live.product.apply(input, &self.arguments.plan);
+        let effects = live.product.apply(input, &self.plan);
         self.perform(index, effects, me);
     }
 
@@ -323,10 +326,10 @@ impl State {
     fn ask(&mut self, index: u32, slot: SlotId, attempt: u32, me: &ActorRef<Msg>) {
         let key = self.key(index);
         let Some(live) = self.products.get(&index) else { return };
-        let Arguments { plan, claim, batch, scrapers, .. } = &self.arguments;
+        let Arguments { claim, batch, scrapers, .. } = &self.arguments;
         let site: SiteName = match slot.step {
             Step::Catalogue => CATALOGUE.into(),
-            Step::Primary | Step::Replacement => plan.shops[slot.shop].0.clone(),
+            Step::Primary | Step::Replacement => self.plan.shops[slot.shop].0.clone(),
         };
         let coordinator = me.clone();
         let ticket = Ticket::new(&self.alive, move |answer| {

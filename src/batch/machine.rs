@@ -119,7 +119,8 @@ pub enum Effect {
 /// What a batch's products have in common.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The batch's shops, fixed when it was accepted; `None` where the configuration has the shop no more (rule 13).
+    /// The batch's shops, fixed when it was accepted; `false` where the configuration has the shop no more
+    /// (rule 13).
     pub shops: Vec<(SiteName, bool)>,
     pub catalogue: bool,
     pub attempts_max: u32,

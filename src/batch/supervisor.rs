@@ -255,15 +255,11 @@ impl State {
         if child.actor.is_some() || child.set_aside || self.draining {
             return;
         }
-        let mut settings = arguments.settings.clone();
-        let now = Arc::clone(&settings.borrow_and_update());
         let incarnation = INCARNATIONS.fetch_add(1, Ordering::Relaxed) + 1;
         let coordinator = actor::Arguments {
             batch: child.batch.clone(),
             claim: Claim { epoch: arguments.epoch, incarnation },
-            plan: Arc::new(now.plan(&child.batch.sites)),
-            window: now.window,
-            settings,
+            settings: arguments.settings.clone(),
             ledger: arguments.ledger.clone(),
             scrapers: arguments.scrapers.clone(),
         };

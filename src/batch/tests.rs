@@ -118,8 +118,6 @@ impl World {
         let arguments = Arguments {
             batch: self.batch.clone(),
             claim: claim(incarnation),
-            plan: Arc::new(settings.plan(&self.batch.sites)),
-            window,
             settings: watch::channel(Arc::new(settings)).1,
             ledger: self.ledger.clone(),
             scrapers: pool::handle().0,

@@ -29,6 +29,8 @@ use crate::telemetry::Event;
 pub struct Args {
     pub ledger: LedgerHandle,
     pub settings: watch::Receiver<Arc<Settings>>,
+    /// At most so many at once; the rest waits in the kernel's queue.
+    pub connections: usize,
     /// What `/readyz` tells besides: Tor, circuits, shops.
     pub status: watch::Receiver<serde_json::Value>,
     /// Changes after each accepted batch, so that the coordinators need not poll for it.
@@ -98,8 +100,8 @@ pub struct Drained {
 
 impl Ingress {
     pub fn new(args: Args) -> Self {
-        let Args { ledger, settings, status, batches } = args;
-        let connections = settings.borrow().limits.connections_max.clamp(1, Semaphore::MAX_PERMITS);
+        let Args { ledger, settings, connections, status, batches } = args;
+        let connections = connections.clamp(1, Semaphore::MAX_PERMITS);
         let slots_max = u32::try_from(connections).unwrap_or(u32::MAX);
         let slots = Arc::new(Semaphore::new(slots_max as usize));
         let shared = Shared {

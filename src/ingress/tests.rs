@@ -40,7 +40,6 @@ pub(super) fn settings() -> Settings {
             header_timeout: Duration::from_secs(20),
             body_timeout: Duration::from_secs(20),
             request_timeout: Duration::from_secs(20),
-            connections_max: 64,
         },
     }
 }
@@ -339,6 +338,15 @@ impl Server {
     }
 
     async fn with_ledger(settings: Settings, queue_max: usize, reply_within: Duration) -> Self {
+        Self::with(settings, queue_max, reply_within, 64).await
+    }
+
+    /// One connection at a time.
+    async fn alone(settings: Settings) -> Self {
+        Self::with(settings, 100, PATIENCE, 1).await
+    }
+
+    async fn with(settings: Settings, queue_max: usize, reply_within: Duration, connections: usize) -> Self {
         let fake = Fake::default();
         let root = bystander().await;
         let reader = LedgerReader::new(vec![Box::new(fake.clone()), Box::new(fake.clone())]);
@@ -351,6 +359,7 @@ impl Server {
         let ingress = Ingress::new(Args {
             ledger: handle,
             settings: settings_rx,
+            connections,
             status: status_rx,
             batches: batches_tx,
         });
@@ -707,8 +716,7 @@ async fn a_header_that_is_too_large_is_refused() {
 async fn a_peer_that_does_not_read_its_answer_is_let_go_of() {
     let mut limited = settings();
     limited.limits.request_timeout = SHORT;
-    limited.limits.connections_max = 1;
-    let server = Server::start(limited).await;
+    let server = Server::alone(limited).await;
     let eans = vec!["1"; 100];
     let mut client = server.connect().await;
     client.send(post("Connection: close\r\n", &serde_json::json!({"eans": eans}).to_string())).await;
@@ -724,9 +732,7 @@ async fn a_peer_that_does_not_read_its_answer_is_let_go_of() {
 
 #[tokio::test]
 async fn over_the_limit_of_connections_the_next_one_waits() {
-    let mut limited = settings();
-    limited.limits.connections_max = 1;
-    let server = Server::start(limited).await;
+    let server = Server::alone(settings()).await;
     let first = server.connect().await;
     let mut second = server.connect().await;
     second.send("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await;

@@ -439,8 +439,8 @@ fn lost(error: StoreError) -> ActorProcessingErr {
     error.into()
 }
 
-/// One transaction for the whole group, one savepoint for each command. Refusals are answered when the fate is known;
-/// what is on disk is given back to be answered.
+/// One transaction for the whole group, one savepoint for each command. A command that is refused alone is answered at
+/// once, for nothing of it is left; what is on disk is given back to be answered.
 fn commit(store: &mut dyn Store, group: Vec<Command>) -> (GroupFate, Vec<Command>) {
     if let Err(error) = store.begin() {
         return (fail_group(store, group, error), Vec::new());

@@ -41,7 +41,7 @@ use url::{Host, Url};
 use wire::Counted;
 
 /// Idle connections one circuit keeps: a few origins for each shop. The one idle for longest goes first.
-const KEPT_MAX: usize = 16;
+pub const KEPT_MAX: usize = 16;
 /// How long an idle connection is worth keeping. Servers close theirs after 5 to 75 s; a dead exit never says so, and
 /// then the next request pays a whole first-byte limit to find out.
 const KEPT_FOR: Duration = Duration::from_secs(30);

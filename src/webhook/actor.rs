@@ -39,7 +39,7 @@ const LANE_RESTARTS: Backoff = Backoff { min: Duration::from_millis(100), max: D
 /// Failures of a lane that lived this long are forgiven.
 const LANE_HEALED_AFTER: Duration = Duration::from_secs(60);
 /// Past the deadline of a drain, for the sender itself to end.
-const DRAIN_GRACE: Duration = Duration::from_secs(1);
+pub const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// What the sender needs of the rest of the daemon.
 #[derive(Debug)]

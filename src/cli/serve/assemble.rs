@@ -174,6 +174,10 @@ pub fn parts(
     let ingress = ingress::Ingress::new(ingress::Args {
         ledger: handle.clone(),
         settings: ingress_settings,
+        connections: descriptors::for_connections(
+            config.server.connections_max,
+            Needs { scrapers: config.tor.circuits, webhooks_at_once: config.webhooks.concurrency },
+        ),
         status: tor_status(&tor),
         batches: accepted_tx,
     });
@@ -280,10 +284,6 @@ fn ingress_settings(config: &Config, token: Option<ingress::Token>) -> ingress::
             header_timeout: server.header_timeout,
             body_timeout: server.body_timeout,
             request_timeout: server.request_timeout,
-            connections_max: descriptors::for_connections(
-                server.connections_max,
-                Needs { scrapers: config.tor.circuits, webhooks_at_once: config.webhooks.concurrency },
-            ),
         },
     }
 }

@@ -3,6 +3,8 @@
 use std::fs;
 use std::process::Command;
 
+use glaneur::exit::Exit;
+
 use super::service::{UNITS, units};
 
 /// The worst exposure that the unit may have, and with the drop-in, times ten.
@@ -46,6 +48,28 @@ fn systemd_knows_every_line_of_the_units() {
     let text = fs::read_to_string(&unit).unwrap().replace("WatchdogSec=", "WatchDogSec=");
     fs::write(&unit, text).unwrap();
     assert!(verify().1.contains("WatchDogSec"));
+}
+
+/// Two lines of the unit, the README and the docs say which codes a restart mends; the program decides.
+#[test]
+fn the_unit_and_the_docs_know_which_exits_a_restart_does_not_mend() {
+    let unit = fs::read_to_string(units().join("glaneur.service")).unwrap();
+    let readme = include_str!("../../../README.md");
+    let docs = include_str!("../../../docs/systemd.md");
+    let lasting: Vec<String> = Exit::ALL
+        .into_iter()
+        // Of the rest 0 and 79 are good ends, and 1 is none of the daemon's.
+        .filter(|exit| !exit.may_mend() && !matches!(exit, Exit::Ok | Exit::No | Exit::Cut))
+        .map(|exit| exit.code().to_string())
+        .collect();
+    assert!(unit.contains(&format!("\nRestartPreventExitStatus={}\n", lasting.join(" "))));
+    assert!(unit.contains(&format!("case \"$EXIT_STATUS\" in {})", lasting.join("|"))));
+    assert!(docs.contains(&format!("| exit {}: a restart mends nothing |", lasting.join(", "))));
+    for exit in Exit::ALL.into_iter().filter(|exit| !matches!(exit, Exit::Ok | Exit::No | Exit::Cut)) {
+        let row = readme.lines().find(|line| line.starts_with(&format!("| {} |", exit.code()))).unwrap();
+        let said = if exit.may_mend() { "| yes |" } else { "| no |" };
+        assert!(row.ends_with(said), "{row}");
+    }
 }
 
 #[test]
