@@ -25,13 +25,30 @@ mod listen;
 mod manager;
 mod reload;
 
+/// The pause before an end after which another start may go better: under a manager that starts it again at once, a disk
+/// without room would be filled with the log of that, several starts a second.
+const REST_BEFORE_NEXT: Duration = Duration::from_secs(2);
+
 pub fn run(config: Option<&Path>) -> Exit {
+    let notifier = Notifier::from_env();
+    let exit = start(config, notifier.clone());
+    if notifier.has_manager() && matches!(exit, Exit::Listen | Exit::File) {
+        rest();
+    }
+    exit
+}
+
+#[expect(clippy::disallowed_methods, reason = "nothing runs any more")]
+fn rest() {
+    std::thread::sleep(REST_BEFORE_NEXT);
+}
+
+fn start(config: Option<&Path>, notifier: Notifier) -> Exit {
     let loaded = match find::load(config) {
         Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
     let level = telemetry::init(&loaded.config.log);
-    let notifier = Notifier::from_env();
     // Before there are threads: it changes the environment.
     let handed = match sockets::take_listener() {
         Ok(handed) => handed,

@@ -58,3 +58,15 @@ async fn a_start_that_is_refused_leaves_its_reason_in_the_line() {
     let line = manager.wait_for("STATUS", |status| status.contains("ledger.sqlite")).await.unwrap();
     assert!(refused.contains(&line), "{line:?} is not in {refused}");
 }
+
+/// A manager that starts it again at once would fill the disk with the log of that.
+#[tokio::test]
+async fn a_start_that_may_go_better_later_takes_its_time_to_end() {
+    let stage = Stage::real_batch();
+    let manager = Manager::start().unwrap();
+    let stage = stage.set("server", "token_file", "/nonexistent/token");
+    let begun = std::time::Instant::now();
+    let refused = setup(&stage).under(&manager).start().await.unwrap_err();
+    assert!(refused.to_string().contains("server.token_file"), "{refused}");
+    assert!(begun.elapsed() >= Duration::from_secs(2), "after {:?}", begun.elapsed());
+}
