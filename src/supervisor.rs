@@ -82,7 +82,7 @@ impl Child {
             backoff: Backoff { min: Duration::from_millis(50), max: Duration::from_secs(5) },
         };
         /// A drained child has nothing left to do but to return.
-        const STOP_WITHIN: Duration = Duration::from_secs(2);
+        const STOP_WITHIN: Duration = Duration::from_millis(750);
         /// It waits for the group in hand, and copies what is still only in SQLite's log to where it belongs: little,
         /// since that is done all the time.
         const CLOSE_WITHIN: Duration = Duration::from_secs(5);

@@ -260,6 +260,11 @@ mod tests {
     }
 
     #[test]
+    fn the_grace_of_a_drain_is_what_the_parts_may_take_and_no_more_than_the_docs_say() {
+        assert_eq!(DRAIN_GRACE, 10 * SECOND);
+    }
+
+    #[test]
     fn in_a_drain_only_its_end_counts() {
         let (then, now) = late();
         let due = Due { site: "shop".into(), at: then, grace: SECOND };

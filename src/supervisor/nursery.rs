@@ -15,7 +15,7 @@ use crate::telemetry::Event;
 
 /// From the kill to the end: a kill comes through at the next await, so only code that blocks takes longer, and a
 /// shutdown does not wait for that.
-pub const GONE_WITHIN: Duration = Duration::from_secs(1);
+pub const GONE_WITHIN: Duration = Duration::from_millis(200);
 
 /// Makes the actor of a child.
 pub trait Cradle {
