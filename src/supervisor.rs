@@ -179,8 +179,7 @@ pub enum Msg {
     Start,
     /// Tell: start a failed child again. From a timer.
     Revive(Timer),
-    /// Tell: nothing. From a timer; the fail point `root.tick` needs a message that comes by itself.
-    #[cfg(debug_assertions)]
+    /// Tell: nothing. From a timer: where the fail point `root.tick` has a message that comes by itself.
     Tick,
     /// Ask: does every child run? The answer itself shows that the root handles its messages.
     Ask { reply: RpcReplyPort<bool> },
@@ -190,7 +189,6 @@ pub enum Msg {
     Drained { reply: RpcReplyPort<()> },
 }
 
-#[cfg(debug_assertions)]
 const TICK: Duration = Duration::from_secs(1);
 
 /// Starts the root. Its escalations come through `escalations`; the caller ends the process.
@@ -231,7 +229,6 @@ impl Actor for Root {
         match msg {
             Msg::Start => state.apply(Input::Start, "", Exit::Escalated, &me).await,
             Msg::Revive(timer) => state.apply(Input::Due(timer), "", Exit::Escalated, &me).await,
-            #[cfg(debug_assertions)]
             Msg::Tick => {
                 failpoint::hit(Point::RootTick);
                 me.send_after(TICK, || Msg::Tick);
