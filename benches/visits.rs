@@ -188,7 +188,7 @@ async fn bare_loop(arguments: &[String]) -> Result<()> {
     let config = glaneur::config::parse(file, &text)
         .map_err(|problems| Trouble::new(problems.iter().map(ToString::to_string).collect::<String>()))?;
     let tls = Tls::new(None).because("set TLS up")?;
-    let settings = Settings { tor: TorGate::new(config.tor.socks), tls };
+    let settings = Settings::new(TorGate::new(config.tor.socks), tls);
     let fetch = &config.fetch;
     let limits = FetchLimits {
         connect: fetch.connect_timeout,

@@ -229,6 +229,8 @@ pub struct Tor {
     pub uses_max: u32,
     /// Below tor's MaxCircuitDirtiness, at which tor itself would change the circuit.
     pub age_max: Duration,
+    /// How long an exit that a shop blocked is kept away from that shop.
+    pub block_memory: Duration,
     pub probe_timeout: Duration,
 }
 

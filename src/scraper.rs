@@ -10,6 +10,7 @@
 //! scraper panicked, the pool was restarted) says so by itself. So no visit can be lost in silence, and nobody waits.
 
 pub mod actor;
+pub mod blocks;
 pub mod circuit;
 pub mod deadlines;
 pub mod decode;
@@ -18,6 +19,8 @@ pub mod pace;
 pub mod pool;
 pub mod probe;
 pub mod queue;
+pub mod relay;
+pub mod roster;
 pub mod suspension;
 pub mod tls;
 pub mod tor;

@@ -285,6 +285,7 @@ fn tor(section: Section<'_>) -> Tor {
         circuits: count(&section, "circuits", 1..=512),
         uses_max: small(&section, "uses_max", 1..=1_000_000),
         age_max: section.duration("age_max", SECOND..=CIRCUIT_AGE_MAX),
+        block_memory: section.duration("block_memory", SECOND..=7 * DAY),
         probe_timeout: section.duration("probe_timeout", TIMEOUT),
     };
     section.finish();

@@ -38,6 +38,8 @@ pub struct Gear {
     /// The epoch of the process: part of every SOCKS password.
     pub epoch: u64,
     pub wear: WearLimits,
+    /// How long an exit is kept away from a shop that blocked it.
+    pub block_memory: Duration,
     pub fetch: FetchLimits,
     pub visit_deadline: Duration,
     /// Of the visits in flight; the watchdog reads it.

@@ -22,8 +22,12 @@ mod wire;
 pub use socks::{OnionFailure, SocksReply};
 pub(super) use wire::{Connection, Traffic};
 
+use crate::model::SiteName;
 use crate::model::page::Via;
+use crate::scraper::blocks::BlockMemory;
 use crate::scraper::fetch::FetchError;
+use crate::scraper::relay::ExitRelay;
+use crate::scraper::roster::{Flow, Roster};
 use crate::scraper::tls::Tls;
 use crate::scraper::tor::TorGate;
 use rustls::ClientConfig;
@@ -67,6 +71,15 @@ pub struct Settings {
     /// Has the SOCKS port, and is told of every byte that comes through it.
     pub tor: TorGate,
     pub tls: Tls,
+    pub roster: Roster,
+    pub blocks: BlockMemory,
+}
+
+impl Settings {
+    /// With nothing known of any circuit yet.
+    pub fn new(tor: TorGate, tls: Tls) -> Self {
+        Self { tor, tls, roster: Roster::default(), blocks: BlockMemory::default() }
+    }
 }
 
 /// When a generation is retired. Both count its use of Tor alone.
@@ -96,13 +109,23 @@ pub struct Circuit {
     kept: HashMap<Origin, Connection>,
     first_used: Option<Instant>,
     uses: u32,
+    /// Bytes of this generation.
+    flow: Arc<Flow>,
+    /// Where a control port tells it.
+    exit: Option<Arc<ExitRelay>>,
+    /// The shop that is visited now.
+    serves: Option<SiteName>,
     pub(super) retry_after: Option<Duration>,
 }
 
 impl Circuit {
     pub fn new(worker: u32, epoch: u64, generation: u64, settings: Settings) -> Self {
+        let id = CircuitId { worker, generation };
         Self {
-            id: CircuitId { worker, generation },
+            id,
+            flow: settings.roster.begin(id),
+            exit: None,
+            serves: None,
             epoch,
             credentials: Credentials::new(worker, epoch, generation),
             tls: settings.tls.for_one_circuit(),
@@ -125,9 +148,30 @@ impl Circuit {
 
     /// Begins the next generation; credentials, connections and TLS sessions of the last end here.
     pub fn rotate(&mut self) -> CircuitId {
-        let settings = self.settings.clone();
+        let (settings, serves) = (self.settings.clone(), self.serves.take());
         *self = Self::new(self.id.worker, self.epoch, self.id.generation + 1, settings);
+        self.serve(serves);
         self.id
+    }
+
+    /// The shop that is visited from now on, if any: what an exit that blocked it is kept away from.
+    pub fn serve(&mut self, site: Option<SiteName>) {
+        self.settings.roster.note(self.id, |row| row.visiting.clone_from(&site));
+        self.serves = site;
+    }
+
+    /// Its exit, where a control port tells it.
+    pub fn exit(&self) -> Option<&Arc<ExitRelay>> {
+        self.exit.as_ref()
+    }
+
+    /// Takes note of a block by the shop that is visited.
+    pub fn note_block(&self, keep_for: Duration) {
+        let Some(site) = &self.serves else { return };
+        self.settings.roster.note(self.id, |row| *row.blocks.entry(site.clone()).or_default() += 1);
+        if let Some(exit) = &self.exit {
+            self.settings.blocks.note(site, exit, Instant::now(), keep_for);
+        }
     }
 
     /// Whether this generation has served long enough, as seen at `now`.
@@ -157,6 +201,8 @@ impl Circuit {
             Via::Tor => {
                 self.first_used.get_or_insert_with(Instant::now);
                 self.uses = self.uses.saturating_add(1);
+                let (first_used, uses) = (self.first_used, self.uses);
+                self.settings.roster.note(self.id, |row| (row.first_used, row.uses) = (first_used, uses));
             }
             Via::Direct => {}
         }
@@ -206,7 +252,7 @@ impl Circuit {
         sight.watch(&raw);
         let stream = Counted::new(tcp, raw.clone());
         let stream = match origin.via {
-            Via::Tor => stream.proving(self.settings.tor.clone()),
+            Via::Tor => stream.through(self.settings.tor.clone(), Arc::clone(&self.flow)),
             Via::Direct => stream,
         };
         let connection = if origin.secure {
@@ -239,6 +285,12 @@ impl Circuit {
                 Ok(tcp)
             }
         }
+    }
+}
+
+impl Drop for Circuit {
+    fn drop(&mut self) {
+        self.settings.roster.end(self.id);
     }
 }
 

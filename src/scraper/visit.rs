@@ -73,6 +73,7 @@ impl Call<'_> {
             return false;
         }
         let started = Instant::now();
+        self.circuit.serve(Some(visit.site.clone()));
         let circuit = self.circuit.id().to_string();
         let facts = VisitFacts::of(&visit);
         facts.tell_started(&circuit);
@@ -80,6 +81,7 @@ impl Call<'_> {
         failpoint::hit_about(Point::ScraperFetched, &[&visit.ean, &visit.site]);
         facts.tell_ended(&circuit, &end, started.elapsed());
         drop(in_flight);
+        self.circuit.serve(None);
         if visit.suspect {
             self.watched.waits();
             mark.clear_after_the_last().await;
@@ -279,6 +281,7 @@ impl Call<'_> {
     fn refuse_blocked(&mut self, recipe: &Recipe, page: &Page) -> Result<(), Stop> {
         let Some(rule) = recipe.block_reason(page) else { return Ok(()) };
         let again = self.when_the_shop_says();
+        self.circuit.note_block(self.gear.block_memory);
         self.change_circuit("blocked");
         Err(failed("blocked", rule, again))
     }

@@ -151,7 +151,7 @@ pub fn parts(
     let base = Base {
         ledger: handle.clone(),
         tor: tor.clone(),
-        circuits: circuit::Settings { tor: tor.clone(), tls },
+        circuits: circuit::Settings::new(tor.clone(), tls),
         epoch: epoch as u64,
         floor: Arc::default(),
         cores: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))),
@@ -232,6 +232,7 @@ fn gear(config: &Config, base: &Base, token: Option<String>) -> Gear {
         circuits: base.circuits.clone(),
         epoch: base.epoch,
         wear: WearLimits { age_max: config.tor.age_max, uses_max: config.tor.uses_max },
+        block_memory: config.tor.block_memory,
         fetch: FetchLimits {
             connect: fetch.connect_timeout,
             first_byte: fetch.first_byte_timeout,

@@ -11,7 +11,7 @@ use url::Url;
 
 fn circuit(worker: u32, socks: &str, pem: Option<&str>) -> Circuit {
     let tls = Tls::new(pem.map(str::as_bytes)).unwrap();
-    Circuit::new(worker, 41, 1, Settings { tor: TorGate::new(socks.parse().unwrap()), tls })
+    Circuit::new(worker, 41, 1, Settings::new(TorGate::new(socks.parse().unwrap()), tls))
 }
 
 /// Answers once and says goodbye, so that each fetch needs a connection of its own.

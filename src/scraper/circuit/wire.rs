@@ -5,6 +5,7 @@
 //! this request sent? (Whether a kept connection that broke may be tried again; the TLS alert that closes an idle
 //! connection is no answer.)
 
+use crate::scraper::roster::Flow;
 use crate::scraper::tor::TorGate;
 use bytes::Bytes;
 use http_body_util::Full;
@@ -62,18 +63,18 @@ impl Traffic {
 pub(super) struct Counted<S> {
     socket: S,
     traffic: Arc<Traffic>,
-    /// What a byte from it proves to be there.
-    proves: Option<TorGate>,
+    /// What a byte from it proves to be there, and the count of the circuit.
+    through: Option<(TorGate, Arc<Flow>)>,
 }
 
 impl<S> Counted<S> {
     pub(super) fn new(socket: S, traffic: Arc<Traffic>) -> Self {
-        Self { socket, traffic, proves: None }
+        Self { socket, traffic, through: None }
     }
 
     /// Its bytes come through Tor, from beyond an exit.
-    pub(super) fn proving(self, tor: TorGate) -> Self {
-        Self { proves: Some(tor), ..self }
+    pub(super) fn through(self, tor: TorGate, flow: Arc<Flow>) -> Self {
+        Self { through: Some((tor, flow)), ..self }
     }
 }
 
@@ -87,7 +88,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
             let age = this.traffic.born.elapsed().as_micros();
             this.traffic.received_at_us.store(u64::try_from(age).unwrap_or(u64::MAX), Ordering::Relaxed);
             this.traffic.received.fetch_add(count as u64, Ordering::Release);
-            this.proves.iter().for_each(TorGate::prove);
+            if let Some((tor, flow)) = &this.through {
+                tor.prove();
+                flow.count_received(count);
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -98,6 +102,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
         let this = self.get_mut();
         let count = ready!(Pin::new(&mut this.socket).poll_write(cx, buf))?;
         this.traffic.sent.fetch_add(count as u64, Ordering::Relaxed);
+        if let Some((_, flow)) = &this.through {
+            flow.count_sent(count);
+        }
         Poll::Ready(Ok(count))
     }
 

@@ -36,7 +36,7 @@ fn circuit(socks: &str) -> Circuit {
 
 pub(in crate::scraper) fn settings(socks: &str, roots: Option<&str>) -> Settings {
     let tls = Tls::new(roots.map(str::as_bytes)).unwrap();
-    Settings { tor: TorGate::new(socks.parse().unwrap()), tls }
+    Settings::new(TorGate::new(socks.parse().unwrap()), tls)
 }
 
 /// Fetches one request straight from `shop`, with a new circuit, within the shop's own address.
