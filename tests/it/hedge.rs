@@ -332,6 +332,7 @@ async fn a_coordinator_that_dies_with_both_in_flight_is_followed_by_one_that_ask
     assert!(products.iter().all(|product| product["status"] == "found" && product["errors"] == json!({})));
     let attempts = daemon.events("visit_started");
     assert!(attempts.iter().all(|event| event["attempt"] == 1), "nobody was charged");
+    assert_eq!(daemon.events("panicked").len(), 1, "answers that nobody wants any more harm nobody");
     check(&world.stage, &daemon).await;
 }
 
