@@ -324,7 +324,8 @@ mod tests {
             let overtaken = loser.ticket.overtaken();
             winner.ticket.answer(VisitEnd::NotFound);
             assert_eq!(asked.heard(), [VisitEnd::NotFound]);
-            overtaken.await;
+            // Only to fail instead of hanging.
+            tokio::time::timeout(Duration::from_secs(30), overtaken).await.unwrap();
             loser.ticket.answer(VisitEnd::Found(Default::default()));
             assert_eq!(asked.heard(), [VisitEnd::NotFound]);
         }

@@ -8,6 +8,7 @@ use glaneur_kit::shop::{Conduct, Hit, Purpose, When};
 use glaneur_kit::{Catalogue, Daemon, Gate, Proxy, Receiver, Shop, ShopKind, Shops};
 use serde_json::{Value, json};
 
+use crate::restart::waiting::until_at_rest;
 use crate::support::{BINARY, LONG, Stage, accepted, batch, brisk, impatient, own_search};
 use crate::tor;
 
@@ -198,8 +199,11 @@ struct Pair {
 
 impl Pair {
     /// Charged attempts end the product at this number of them.
-    async fn with([of_first, of_twin]: [Conduct; 2], attempts_max: u32, fail: &str) -> Self {
-        let mut world = World::new();
+    async fn with(conducts: [Conduct; 2], attempts_max: u32, fail: &str) -> Self {
+        Self::at(World::new(), conducts, attempts_max, fail).await
+    }
+
+    async fn at(mut world: World, [of_first, of_twin]: [Conduct; 2], attempts_max: u32, fail: &str) -> Self {
         world.stage = world.stage.set("fetch", "attempts_max", attempts_max);
         let (_, ean, _) = eans();
         let (first, twin) = (Gate::closed(), Gate::closed());
@@ -288,6 +292,44 @@ async fn a_panic_of_one_of_the_two_neither_doubles_the_outcome_nor_costs_an_atte
         assert_eq!(about(&pair.daemon, "visit_started", &pair.ean).len(), 1);
         pair.check().await;
     }
+}
+
+#[tokio::test]
+async fn a_death_of_the_process_is_charged_to_a_hedged_product_once_while_either_is_at_work() {
+    /// Twice as often as the coordinator looks for what is at rest.
+    const LOOKED_AT: Duration = Duration::from_secs(2);
+    let conducts = [Conduct::Status(403), Conduct::Normal];
+    let mut pair = Pair::with(conducts, 1, "").await;
+    pair.first.open();
+    pair.daemon.wait_for_event("circuit_retired", |event| event["reason"] == "blocked").await.unwrap();
+    // The claim is about this time: only the twin is at work, and the product is not at rest.
+    tokio::time::sleep(LOOKED_AT).await;
+    pair.daemon.kill_9().await.unwrap();
+    pair.world.stage.shops.of(KIND).behave_well();
+    pair.daemon.restart().await.unwrap();
+    let charged = pair.daemon.wait_for_event("deaths_charged", |_| true).await.unwrap();
+    assert_eq!(charged["products"], 1, "one product, one death");
+    let product = pair.ended().await;
+    assert_eq!((&product["status"], &product["errors"]), (&json!("found"), &json!({})));
+    pair.check().await;
+}
+
+#[tokio::test]
+async fn a_death_of_the_process_is_not_charged_to_a_hedged_product_that_waits_after_both() {
+    let world = World::new();
+    let stage = world.stage.set("fetch", "retry_min", "1h").set("fetch", "retry_max", "1h");
+    let mut pair =
+        Pair::at(World { stage, ..world }, [Conduct::Status(500), Conduct::Status(500)], 2, "").await;
+    pair.first.open();
+    pair.twin.open();
+    pair.daemon.wait_for_event("visit_ended", |event| event["ean"] == *pair.ean).await.unwrap();
+    until_at_rest(&pair.daemon, 1).await;
+    pair.daemon.kill_9().await.unwrap();
+    pair.world.stage.shops.of(KIND).behave_well();
+    pair.daemon.restart().await.unwrap();
+    assert_eq!(pair.ended().await["status"], "found");
+    assert!(pair.daemon.events("deaths_charged").is_empty());
+    pair.check().await;
 }
 
 #[tokio::test]
