@@ -33,7 +33,7 @@ fn eans() -> (Vec<String>, String, Vec<String>) {
 /// One shop, behind the stand-in for tor.
 struct World {
     stage: Stage,
-    _proxy: Proxy,
+    proxy: Proxy,
 }
 
 impl World {
@@ -46,7 +46,7 @@ impl World {
             config = brisk(config.site(shop.kind().name(), shop.base()), shop.kind().name());
         }
         let stage = Stage { shops, receiver, config: own_search(config) };
-        Self { stage: hedging(stage.only(KIND)), _proxy: proxy }
+        Self { stage: hedging(stage.only(KIND)), proxy }
     }
 }
 
@@ -328,6 +328,39 @@ async fn a_death_of_the_process_is_not_charged_to_a_hedged_product_that_waits_af
     pair.world.stage.shops.of(KIND).behave_well();
     pair.daemon.restart().await.unwrap();
     assert_eq!(pair.ended().await["status"], "found");
+    assert!(pair.daemon.events("deaths_charged").is_empty());
+    pair.check().await;
+}
+
+#[tokio::test]
+async fn both_are_put_back_uncharged_when_tor_goes_away() {
+    let world = World::new();
+    let stage = world.stage.set("tor", "probe_timeout", "1s");
+    let pair = Pair::at(World { stage, ..world }, NORMAL, 1, "").await;
+    pair.world.proxy.stop_listening().await;
+    pair.daemon.wait_for_event("visit_ended", |event| event["ean"] == *pair.ean).await.unwrap();
+    assert_eq!(pair.visits(), [visit(1, "put_back", Some("first"))]);
+    pair.world.stage.shops.of(KIND).behave_well();
+    pair.world.proxy.listen_again().unwrap();
+    let product = pair.ended().await;
+    assert_eq!((&product["status"], &product["errors"]), (&json!("found"), &json!({})));
+    let attempts = about(&pair.daemon, "visit_started", &pair.ean);
+    assert!(attempts.iter().all(|event| event["attempt"] == 1), "nobody was charged");
+    pair.check().await;
+}
+
+#[tokio::test]
+async fn both_are_put_back_uncharged_at_the_end_of_a_drain() {
+    let world = World::new();
+    let stage = world.stage.set("shutdown", "drain", "1s");
+    let mut pair = Pair::at(World { stage, ..world }, NORMAL, 1, "").await;
+    pair.daemon.term().unwrap();
+    assert_eq!(pair.daemon.wait_exit().await.unwrap(), 0);
+    assert_eq!(pair.visits(), [visit(1, "put_back", Some("first"))]);
+    pair.world.stage.shops.of(KIND).behave_well();
+    pair.daemon.restart().await.unwrap();
+    let product = pair.ended().await;
+    assert_eq!((&product["status"], &product["errors"]), (&json!("found"), &json!({})));
     assert!(pair.daemon.events("deaths_charged").is_empty());
     pair.check().await;
 }
