@@ -15,6 +15,7 @@ use super::deadlines::Deadlines;
 use super::fetch::FetchLimits;
 use super::pace::Pace;
 use super::queue::{Label, ShopLimits};
+use super::suspension::Went;
 use super::tor::TorGate;
 use super::{Visit, pool, visit};
 use crate::config;
@@ -149,9 +150,9 @@ impl Actor for ScraperActor {
         state.retire_if_worn();
         let Arguments { gear, drain, .. } = &mut state.arguments;
         let mut call = visit::Call { gear, circuit: &mut state.circuit, pace, drain, watched: &watched };
-        let its_own_end = call.run(*visit).await;
+        let went = call.run(*visit).await;
         drop(watched);
-        state.tell_over(label, its_own_end);
+        state.tell_over(label, went);
         Ok(())
     }
 }
@@ -168,10 +169,10 @@ impl State {
         }
     }
 
-    fn tell_over(&self, label: Label, its_own_end: bool) {
+    fn tell_over(&self, label: Label, went: Went) {
         let Arguments { worker, incarnation, pool, .. } = &self.arguments;
         // A pool that is gone takes this scraper with it.
-        let over = pool::Msg::Over { worker: *worker, incarnation: *incarnation, label, its_own_end };
+        let over = pool::Msg::Over { worker: *worker, incarnation: *incarnation, label, went };
         let _ = pool.cast(over);
     }
 }

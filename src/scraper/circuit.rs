@@ -24,6 +24,7 @@ pub(super) use wire::{Connection, Traffic};
 
 use crate::model::SiteName;
 use crate::model::page::Via;
+use crate::model::way::Way;
 use crate::scraper::blocks::BlockMemory;
 use crate::scraper::fetch::FetchError;
 use crate::scraper::relay::ExitRelay;
@@ -163,6 +164,15 @@ impl Circuit {
     /// Its exit, where a control port tells it.
     pub fn exit(&self) -> Option<&Arc<ExitRelay>> {
         self.exit.as_ref()
+    }
+
+    /// How what goes by `via` reaches its shop, as far as is known.
+    pub fn way(&self, via: Via) -> Way {
+        match (via, &self.exit) {
+            (Via::Direct, _) => Way::Direct,
+            (Via::Tor, Some(exit)) => Way::Exit(exit.fingerprint.clone()),
+            (Via::Tor, None) => Way::Circuit(self.id.to_string().into()),
+        }
     }
 
     /// Takes note of a block by the shop that is visited.

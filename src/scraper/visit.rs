@@ -11,19 +11,21 @@ use url::Url;
 use super::actor::{CatalogueGear, Gear, Shop};
 use super::circuit::Circuit;
 use super::deadlines::Watched;
-use super::fetch::{FetchError, Verdict};
+use super::fetch::{FetchError, Redirects, Verdict};
 use super::pace::Pace;
+use super::suspension::Went;
 use super::tor::TorState;
 use super::{Announced, CATALOGUE, Ticket, Visit};
-use crate::batch::machine::{Again, VisitEnd};
+use crate::batch::machine::{Again, BLOCKED, VisitEnd};
 use crate::descriptors;
 use crate::failpoint::{self, Point};
 use crate::ledger::LedgerError;
 use crate::ledger::store::{Claim, Store};
 use crate::model::page::{Page, Request, Via};
+use crate::model::way::Way;
 use crate::model::{Gtin, ProductKey, Reason, SiteName};
 use crate::recipe::extract::{self, Match};
-use crate::recipe::{Found, Recipe, RecipeError, search};
+use crate::recipe::{Block, Expected, Found, Recipe, RecipeError, search};
 use crate::telemetry::Event;
 
 /// A scraper's tools, for one visit.
@@ -41,6 +43,8 @@ pub(super) struct Call<'a> {
 enum Stop {
     /// The attempt is charged.
     Failed { reason: Reason, again: Again },
+    /// The shop said no, and its circuit is already another.
+    Refused { rule: String, way: Way, again: Again },
     /// Tor is not there, or no descriptor: nothing is charged.
     PutBack,
 }
@@ -53,11 +57,13 @@ struct Errand {
     deadline: Instant,
     /// The queue took the first slot of the pace when it started the visit.
     first: bool,
+    /// The shop's, which says what is a block; the catalogue has none.
+    recipe: Option<Arc<Recipe>>,
 }
 
 impl Call<'_> {
-    /// Does the visit and answers its ticket; whether it went its way ([`VisitEnd::is_its_own`]).
-    pub async fn run(&mut self, mut visit: Visit) -> bool {
+    /// Does the visit and answers its ticket; how it went.
+    pub async fn run(&mut self, mut visit: Visit) -> Went {
         let mark = Mark::of(&visit, self.gear);
         let in_flight = mark.announced.enter();
         // A slow write is the ledger's affair, whose own sign the watchdog has.
@@ -70,7 +76,7 @@ impl Call<'_> {
         };
         if let Some(end) = end {
             visit.ticket.answer(end);
-            return false;
+            return Went::Nowhere;
         }
         let started = Instant::now();
         self.circuit.serve(Some(visit.site.clone()));
@@ -86,9 +92,9 @@ impl Call<'_> {
             self.watched.waits();
             mark.clear_after_the_last().await;
         }
-        let is_its_own = end.is_its_own();
+        let went = went(&end);
         visit.ticket.answer(end);
-        is_its_own
+        went
     }
 
     /// Ends at once, uncharged, when Tor is found away or the drain's time for visits is over.
@@ -133,6 +139,7 @@ impl Call<'_> {
         match result {
             Ok(end) => end,
             Err(Stop::Failed { reason, again }) => VisitEnd::Failed { reason, again },
+            Err(Stop::Refused { rule, way, again }) => VisitEnd::Refused { rule, way, again },
             Err(Stop::PutBack) => VisitEnd::PutBack,
         }
     }
@@ -174,9 +181,10 @@ impl Call<'_> {
     ) -> Result<VisitEnd, Stop> {
         let recipe = &shop.recipe;
         let mut errand = self.errand(recipe.search.via, started + self.gear.visit_deadline);
+        errand.recipe = Some(Arc::clone(recipe));
         let hosts = &shop.hosts;
         let answer = self.fetch(&recipe.search_request(gtin), &mut errand, ticket, hosts).await?;
-        self.refuse_blocked(recipe, &answer)?;
+        self.refuse_blocked(&errand, &answer, recipe.expected_of_search())?;
         self.require_success(&answer)?;
         let limits = self.gear.extract;
         let parsed = Arc::clone(recipe);
@@ -186,7 +194,7 @@ impl Call<'_> {
         let mut mismatch = None;
         for url in candidates {
             let page = self.fetch(&recipe.page_request(&url), &mut errand, ticket, hosts).await?;
-            self.refuse_blocked(recipe, &page)?;
+            self.refuse_blocked(&errand, &page, Expected::Page)?;
             if matches!(page.status, 404 | 410) {
                 continue; // The search knows a page that is gone.
             }
@@ -219,7 +227,7 @@ impl Call<'_> {
         let pace = self.pace.clone();
         let pace = pace.unwrap_or_else(|| Pace::new(Duration::ZERO, Instant::now()));
         self.watched.is_due(deadline);
-        Errand { via, pace, deadline, first: true }
+        Errand { via, pace, deadline, first: true, recipe: None }
     }
 
     /// One request in its turn, with what its failure means.
@@ -238,8 +246,12 @@ impl Call<'_> {
             self.watched.is_due(errand.deadline);
         }
         ticket.dialled(Instant::now());
-        match self.circuit.fetch(request, errand.via, &self.gear.fetch, hosts, errand.deadline).await {
+        let blocks = errand.recipe.as_ref().map(|recipe| &recipe.blocks);
+        let redirects = Redirects { hosts, blocks };
+        let limits = &self.gear.fetch;
+        match self.circuit.fetch_within(request, errand.via, limits, redirects, errand.deadline).await {
             Ok(page) => Ok(page),
+            Err(FetchError::Blocked { block }) => Err(self.refused(&block, errand.via)),
             Err(error) => Err(self.stop_for(&error, request, errand.via).await),
         }
     }
@@ -278,12 +290,18 @@ impl Call<'_> {
         Stop::Failed { reason: Reason::new(error.kind(), with_causes(error)), again }
     }
 
-    fn refuse_blocked(&mut self, recipe: &Recipe, page: &Page) -> Result<(), Stop> {
-        let Some(rule) = recipe.block_reason(page) else { return Ok(()) };
+    fn refuse_blocked(&mut self, errand: &Errand, page: &Page, expected: Expected) -> Result<(), Stop> {
+        let block = errand.recipe.as_ref().and_then(|recipe| recipe.blocks.of_page(page, expected));
+        block.map_or(Ok(()), |block| Err(self.refused(&block, errand.via)))
+    }
+
+    /// The shop said no to what came by this circuit: the next visit leaves by another.
+    fn refused(&mut self, block: &Block, via: Via) -> Stop {
         let again = self.when_the_shop_says();
+        let way = self.circuit.way(via);
         self.circuit.note_block(self.gear.block_memory);
         self.change_circuit("blocked");
-        Err(failed("blocked", rule, again))
+        Stop::Refused { rule: block.to_string(), way, again }
     }
 
     /// What the last answer's `Retry-After` asked for (RFC 9110, 10.2.3), else the schedule.
@@ -429,6 +447,20 @@ impl Mark {
     }
 }
 
+/// What an end says of its shop.
+fn went(end: &VisitEnd) -> Went {
+    match end {
+        VisitEnd::Found(_)
+        | VisitEnd::NotFound
+        | VisitEnd::Mismatch { .. }
+        | VisitEnd::Sold
+        | VisitEnd::NotSold => Went::LetIn,
+        VisitEnd::Failed { .. } => Went::Astray,
+        VisitEnd::Refused { rule, way, .. } => Went::Refused { way: way.clone(), rule: rule.clone() },
+        VisitEnd::NoCatalogue | VisitEnd::PutBack | VisitEnd::Lost { .. } | VisitEnd::Void => Went::Nowhere,
+    }
+}
+
 /// What the log says of a visit.
 struct VisitFacts {
     batch_id: String,
@@ -464,6 +496,7 @@ impl VisitFacts {
             VisitEnd::NotSold => ("not_sold", ""),
             VisitEnd::NoCatalogue => ("no_catalogue", ""),
             VisitEnd::Failed { reason, .. } => (reason.kind.as_str(), reason.detail.as_str()),
+            VisitEnd::Refused { rule, .. } => (BLOCKED, rule.as_str()),
             VisitEnd::PutBack => ("put_back", ""),
             VisitEnd::Lost { .. } | VisitEnd::Void => ("lost", ""),
         };

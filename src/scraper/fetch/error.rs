@@ -1,6 +1,7 @@
 //! Why a fetch produced no page, and what that says about the next attempt.
 
 use crate::descriptors;
+use crate::recipe::Block;
 use crate::scraper::circuit::{OnionFailure, SocksReply};
 use crate::scraper::decode::DecodeError;
 use crate::scraper::probe::TorAway;
@@ -46,6 +47,8 @@ pub enum FetchError {
     DecodedTooLarge { limit_bytes: usize },
     #[error("decode the body")]
     Encoding { source: DecodeError },
+    #[error("{block}")]
+    Blocked { block: Block },
     #[error("redirected to {host}, which is not the shop's")]
     RedirectElsewhere { host: String },
     #[error("redirected from https to http")]
@@ -88,6 +91,7 @@ impl FetchError {
                 "too_large"
             }
             Self::Encoding { .. } => "encoding",
+            Self::Blocked { .. } => "blocked",
             Self::RedirectElsewhere { .. }
             | Self::RedirectDowngrade
             | Self::RedirectInvalid
@@ -115,6 +119,7 @@ impl FetchError {
             | Self::BodyTooLarge { .. }
             | Self::DecodedTooLarge { .. }
             | Self::Encoding { .. }
+            | Self::Blocked { .. }
             | Self::RedirectElsewhere { .. }
             | Self::RedirectDowngrade
             | Self::RedirectInvalid
@@ -140,6 +145,7 @@ impl FetchError {
             | Self::BodyTooLarge { .. }
             | Self::DecodedTooLarge { .. }
             | Self::Encoding { .. }
+            | Self::Blocked { .. }
             | Self::RedirectElsewhere { .. }
             | Self::RedirectDowngrade
             | Self::RedirectInvalid
@@ -166,7 +172,7 @@ impl FetchError {
             Self::Tls { .. } | Self::Protocol { .. } => Verdict::RetryElsewhere,
             Self::Encoding { source } => Self::verdict_of_coding(source),
             // Shops send exits of some countries to another shop, and suspects to a challenge.
-            Self::RedirectElsewhere { .. } => Verdict::RetryElsewhere,
+            Self::Blocked { .. } | Self::RedirectElsewhere { .. } => Verdict::RetryElsewhere,
             Self::HeadTooLarge { .. }
             | Self::BodyTooLarge { .. }
             | Self::DecodedTooLarge { .. }
