@@ -10,7 +10,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-use super::circuit::{self, Circuit, WearLimits, Worn};
+use super::circuit::{self, Circuit, WearLimits};
 use super::deadlines::Deadlines;
 use super::fetch::FetchLimits;
 use super::pace::Pace;
@@ -160,11 +160,7 @@ impl Actor for ScraperActor {
 impl State {
     fn retire_if_worn(&mut self) {
         if let Some(worn) = self.circuit.worn(&self.arguments.gear.wear, Instant::now()) {
-            let reason = match worn {
-                Worn::Age => "age",
-                Worn::Uses => "uses",
-            };
-            Event::CircuitRetired { circuit: &self.circuit.id().to_string(), reason }.emit();
+            Event::CircuitRetired { circuit: &self.circuit.id().to_string(), reason: worn.word() }.emit();
             self.circuit.rotate();
         }
     }

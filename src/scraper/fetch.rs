@@ -80,8 +80,13 @@ impl Circuit {
             return Err(FetchError::Deadline { seen: false });
         }
         self.note_use(via);
+        let began = Instant::now();
         let fetched = timeout_at(deadline, self.follow(request, via, limits, &redirects, &mut sight)).await;
-        fetched.unwrap_or_else(|_| Err(FetchError::Deadline { seen: sight.seen() }))
+        let fetched = fetched.unwrap_or_else(|_| Err(FetchError::Deadline { seen: sight.seen() }));
+        if via == Via::Tor && fetched.is_ok() {
+            self.note_latency(began.elapsed());
+        }
+        fetched
     }
 
     /// Goes from redirect to redirect.
@@ -126,6 +131,9 @@ impl Circuit {
             }
         }
         let connection = self.dial(&origin, limits.connect, sight).await?;
+        if via == Via::Tor {
+            self.note_built();
+        }
         // Not watched anew: what came while TLS was agreed on is the shop's as well, and a moment old.
         exchange::run(self, &origin, connection, message, &request.url, limits).await.0
     }

@@ -25,7 +25,7 @@ use crate::model::page::{Page, Request, Via};
 use crate::model::way::Way;
 use crate::model::{Gtin, ProductKey, Reason, SiteName};
 use crate::recipe::extract::{self, Match};
-use crate::recipe::{Block, Expected, Found, Recipe, RecipeError, search};
+use crate::recipe::{Block, Expected, Found, RecipeError, search};
 use crate::telemetry::Event;
 
 /// A scraper's tools, for one visit.
@@ -57,8 +57,6 @@ struct Errand {
     deadline: Instant,
     /// The queue took the first slot of the pace when it started the visit.
     first: bool,
-    /// The shop's, which says what is a block; the catalogue has none.
-    recipe: Option<Arc<Recipe>>,
 }
 
 impl Call<'_> {
@@ -93,6 +91,9 @@ impl Call<'_> {
             mark.clear_after_the_last().await;
         }
         let went = went(&end);
+        if let Went::LetIn | Went::Refused { .. } = went {
+            self.circuit.note_success();
+        }
         visit.ticket.answer(end);
         went
     }
@@ -159,7 +160,8 @@ impl Call<'_> {
         }
         let mut errand = self.errand(catalogue.via, started + catalogue.timeout);
         let own = [authority(&request.url)];
-        let page = self.fetch(&request, &mut errand, ticket, &own).await?;
+        let redirects = Redirects { hosts: &own, blocks: None };
+        let page = self.fetch(&request, &mut errand, ticket, redirects).await?;
         if !(200..300).contains(&page.status) {
             return Err(failed("status", format!("status {}", page.status), Again::Soon));
         }
@@ -181,10 +183,9 @@ impl Call<'_> {
     ) -> Result<VisitEnd, Stop> {
         let recipe = &shop.recipe;
         let mut errand = self.errand(recipe.search.via, started + self.gear.visit_deadline);
-        errand.recipe = Some(Arc::clone(recipe));
-        let hosts = &shop.hosts;
-        let answer = self.fetch(&recipe.search_request(gtin), &mut errand, ticket, hosts).await?;
-        self.refuse_blocked(&errand, &answer, recipe.expected_of_search())?;
+        let redirects = Redirects { hosts: &shop.hosts, blocks: Some(&recipe.blocks) };
+        let answer = self.fetch(&recipe.search_request(gtin), &mut errand, ticket, redirects).await?;
+        self.refuse_blocked(recipe.search.via, recipe.blocks.of_page(&answer, recipe.expected_of_search()))?;
         self.require_success(&answer)?;
         let limits = self.gear.extract;
         let parsed = Arc::clone(recipe);
@@ -193,8 +194,8 @@ impl Call<'_> {
         errand.via = recipe.via;
         let mut mismatch = None;
         for url in candidates {
-            let page = self.fetch(&recipe.page_request(&url), &mut errand, ticket, hosts).await?;
-            self.refuse_blocked(&errand, &page, Expected::Page)?;
+            let page = self.fetch(&recipe.page_request(&url), &mut errand, ticket, redirects).await?;
+            self.refuse_blocked(recipe.via, recipe.blocks.of_page(&page, Expected::Page))?;
             if matches!(page.status, 404 | 410) {
                 continue; // The search knows a page that is gone.
             }
@@ -227,7 +228,7 @@ impl Call<'_> {
         let pace = self.pace.clone();
         let pace = pace.unwrap_or_else(|| Pace::new(Duration::ZERO, Instant::now()));
         self.watched.is_due(deadline);
-        Errand { via, pace, deadline, first: true, recipe: None }
+        Errand { via, pace, deadline, first: true }
     }
 
     /// One request in its turn, with what its failure means.
@@ -236,7 +237,7 @@ impl Call<'_> {
         request: &Request,
         errand: &mut Errand,
         ticket: &mut Ticket,
-        hosts: &[String],
+        redirects: Redirects<'_>,
     ) -> Result<Page, Stop> {
         if !std::mem::take(&mut errand.first) {
             let waited = Instant::now();
@@ -245,14 +246,24 @@ impl Call<'_> {
             errand.deadline += waited.elapsed();
             self.watched.is_due(errand.deadline);
         }
+        self.wait_to_build(errand).await;
         ticket.dialled(Instant::now());
-        let blocks = errand.recipe.as_ref().map(|recipe| &recipe.blocks);
-        let redirects = Redirects { hosts, blocks };
         let limits = &self.gear.fetch;
         match self.circuit.fetch_within(request, errand.via, limits, redirects, errand.deadline).await {
             Ok(page) => Ok(page),
             Err(FetchError::Blocked { block }) => Err(self.refused(&block, errand.via)),
             Err(error) => Err(self.stop_for(&error, request, errand.via).await),
+        }
+    }
+
+    /// Waiting for a turn at Tor counts against nothing.
+    async fn wait_to_build(&mut self, errand: &mut Errand) {
+        if errand.via == Via::Tor {
+            let waited = Instant::now();
+            self.watched.waits();
+            self.circuit.wait_to_build().await;
+            errand.deadline += waited.elapsed();
+            self.watched.is_due(errand.deadline);
         }
     }
 
@@ -279,7 +290,10 @@ impl Call<'_> {
             }
         }
         let again = match error.verdict() {
-            Verdict::RetryHere => Again::Soon,
+            Verdict::RetryHere => {
+                self.circuit.note_failure();
+                Again::Soon
+            }
             Verdict::RetryElsewhere => {
                 self.change_circuit(error.kind());
                 Again::Soon
@@ -290,17 +304,22 @@ impl Call<'_> {
         Stop::Failed { reason: Reason::new(error.kind(), with_causes(error)), again }
     }
 
-    fn refuse_blocked(&mut self, errand: &Errand, page: &Page, expected: Expected) -> Result<(), Stop> {
-        let block = errand.recipe.as_ref().and_then(|recipe| recipe.blocks.of_page(page, expected));
-        block.map_or(Ok(()), |block| Err(self.refused(&block, errand.via)))
+    fn refuse_blocked(&mut self, via: Via, block: Option<Block>) -> Result<(), Stop> {
+        block.map_or(Ok(()), |block| Err(self.refused(&block, via)))
     }
 
     /// The shop said no to what came by this circuit: the next visit leaves by another.
     fn refused(&mut self, block: &Block, via: Via) -> Stop {
         let again = self.when_the_shop_says();
         let way = self.circuit.way(via);
-        self.circuit.note_block(self.gear.block_memory);
-        self.change_circuit("blocked");
+        match via {
+            Via::Tor => {
+                self.circuit.note_block(self.gear.block_memory);
+                self.change_circuit("blocked");
+            }
+            // It is this machine that was refused; the circuit had no part in it.
+            Via::Direct => {}
+        }
         Stop::Refused { rule: block.to_string(), way, again }
     }
 
@@ -326,7 +345,7 @@ impl Call<'_> {
     }
 
     /// Parses on a blocking thread, as many at once as there are cores.
-    async fn parse<T, F>(&self, work: F) -> Result<T, Stop>
+    async fn parse<T, F>(&mut self, work: F) -> Result<T, Stop>
     where
         T: Send + 'static,
         F: FnOnce() -> Result<T, RecipeError> + Send + 'static,
@@ -339,7 +358,12 @@ impl Call<'_> {
         .await;
         match result {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(failed(error.kind(), error.to_string(), again_after(&error))),
+            Ok(Err(error)) => {
+                if let RecipeError::Truncated(_) = error {
+                    self.circuit.note_failure(); // An exit that died looks like a clean end.
+                }
+                Err(failed(error.kind(), error.to_string(), again_after(&error)))
+            }
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
     }

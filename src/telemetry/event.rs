@@ -235,7 +235,9 @@ events! {
         { batch_id: &'a str, index: u64, ean: &'a str, site: &'a str, circuit: &'a str, attempt: u64,
           outcome: &'a str, detail: &'a str, duration_ms: u64 }
         => "Nothing, for one. If many of a shop fail in the same way, look at its recipe."
-    /// A circuit was retired; the next visit of its scraper uses a new one.
+    /// A circuit was retired; the next visit of its scraper uses a new one. The reason is `blocked`, `age`, `uses`,
+    /// `failures` (visits in a row that came to nothing), `slow` (against the others at a shop), or the kind of the error
+    /// that was plainly its doing.
     CircuitRetired = "circuit_retired", INFO, "circuit retired" { circuit: &'a str, reason: &'a str }
         => "Nothing."
     /// A shop is left alone until then, because of so many crashes of scrapers in its visits (reason `crashes`), or because

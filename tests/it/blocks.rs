@@ -123,14 +123,17 @@ async fn a_shop_that_blocks_exits_after_a_few_requests_is_finished_with_no_more_
 }
 
 /// Which circuits of tor the scrapers have, by their users.
-async fn circuits(network: &TorNetwork) -> BTreeMap<String, BTreeSet<String>> {
+async fn circuits(network: &TorNetwork, others: &BTreeSet<String>) -> BTreeMap<String, BTreeSet<String>> {
     let mut control = network.open_control().await.unwrap();
     let mut circuits: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for circuit in control.circuit_status().await.unwrap() {
         if let (Some(user), Some(password)) = (circuit.socks_username, circuit.socks_password)
             && user.starts_with("glaneur-w")
         {
-            circuits.entry(user).or_default().insert(format!("{} {password}", circuit.id));
+            let circuit = format!("{} {password}", circuit.id);
+            if !others.contains(&circuit) {
+                circuits.entry(user).or_default().insert(circuit);
+            }
         }
     }
     circuits
@@ -146,6 +149,8 @@ async fn a_block_rotates_the_circuit_that_met_it_and_no_other() {
     let blocked = stage.shops.of(SHOP).page_path(REAL[0]).unwrap();
     let first = When::is(move |hit| hit.path == blocked && hit.order < 2 * CIRCUITS);
     shop.behave(first, Conduct::Status(403).held(&gate));
+    // Tor goes on with circuits of daemons before this one for a while.
+    let others = circuits(&network, &BTreeSet::new()).await.into_values().flatten().collect();
     let daemon = stage.start().await;
     accepted(daemon.submit(&batch(REAL)).await.unwrap());
     // Every circuit has fetched a search and waits for its page.
@@ -153,11 +158,11 @@ async fn a_block_rotates_the_circuit_that_met_it_and_no_other() {
         hits.iter().filter(|hit| hit.purpose == Purpose::Page).count() == CIRCUITS
     };
     shop.wait_until(pages, LONG).await.unwrap();
-    let before = circuits(&network).await;
+    let before = circuits(&network, &others).await;
     gate.open();
     let (products, _) = stage.finished(REAL.len()).await;
     assert!(products.iter().all(|product| product["status"] == "found"), "{products:?}");
-    let after = circuits(&network).await;
+    let after = circuits(&network, &others).await;
 
     let retired = retired(&daemon);
     assert_eq!(retired.len(), 1, "{retired:?}");
@@ -227,6 +232,27 @@ async fn a_challenge_a_marker_and_a_small_page_each_rotate_and_name_their_rule()
         let asked: Vec<_> = stage.shops.of(SHOP).hits().into_iter().map(|hit| hit.path).collect();
         assert_eq!(asked.len(), 4, "a challenge is not gone to: {asked:?}");
     }
+}
+
+#[tokio::test]
+async fn a_circuit_whose_answers_are_cut_short_twice_in_a_row_is_retired() {
+    const SHOP: ShopKind = ShopKind::Pharmagdd;
+    let network = network().await;
+    let stage = stage_of(&network, Catalogue::of([REAL[0]]), SHOP);
+    let stage = stage.set("tor", "circuits", 1).set("fetch", "attempts_max", 5);
+    // A search and a page for each visit: the third finds it.
+    let twice = When::is(|hit| hit.purpose == Purpose::Page && hit.order < 4);
+    stage.shops.of(SHOP).behave(twice, Conduct::CutShort);
+    let daemon = stage.start().await;
+    accepted(daemon.submit(&batch([REAL[0]])).await.unwrap());
+    let (products, _) = stage.finished(1).await;
+    assert_eq!(products[0]["status"], "found", "{}", products[0]);
+    let text = |events: Vec<Value>, key: &str| -> Vec<String> {
+        events.iter().map(|event| event[key].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(text(daemon.events("visit_ended"), "outcome"), ["truncated", "truncated", "found"]);
+    assert_eq!(text(daemon.events("visit_ended"), "circuit"), ["w0.g1", "w0.g1", "w0.g2"]);
+    assert_eq!(text(daemon.events("circuit_retired"), "reason"), ["failures"]);
 }
 
 #[tokio::test]
