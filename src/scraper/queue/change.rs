@@ -22,7 +22,7 @@ impl<V> Queue<V> {
         let came_back = gone.iter().flat_map(|site| self.close_shop(site)).collect();
         // One that comes back goes on with its pace and its suspension; without them there is nothing to remember.
         self.shops.retain(|_, shop| {
-            let is_bound = now < shop.pace.next_at() || shop.suspension.allows(1) == 0;
+            let is_bound = now < shop.pace.next_at() || !shop.suspension.is_open();
             !shop.closed || shop.in_flight > 0 || is_bound
         });
         for (site, limits) in shops {
@@ -41,11 +41,18 @@ impl<V> Queue<V> {
     }
 
     fn close_shop(&mut self, site: &SiteName) -> Vec<(Label, V)> {
+        if let Some(shop) = self.shops.get_mut(site) {
+            shop.closed = true;
+        }
+        self.turn.retain(|other| other != site);
+        self.take_waiting(site)
+    }
+
+    /// All that waits for this shop.
+    pub(super) fn take_waiting(&mut self, site: &SiteName) -> Vec<(Label, V)> {
         let Some(shop) = self.shops.get_mut(site) else { return Vec::new() };
-        shop.closed = true;
         shop.line.clear();
         let mut waited: Vec<(Label, V)> = shop.waiting.drain().flat_map(|(_, line)| line).collect();
-        self.turn.retain(|other| other != site);
         let suspects = std::mem::take(&mut self.suspects);
         let (of_it, others): (Vec<_>, Vec<_>) =
             suspects.into_iter().partition(|(label, _)| label.site == *site);
@@ -63,12 +70,14 @@ mod tests {
     use super::*;
     use crate::model::page::Via;
     use crate::model::{BatchNo, ProductKey};
+    use crate::recipe::OnBlock;
 
     const ALL: Open = Open { tor: true, direct: true };
     const SECOND: Duration = Duration::from_secs(1);
 
     fn shops(shops: &[(&str, Duration)]) -> BTreeMap<SiteName, ShopLimits> {
-        let limits = |interval| ShopLimits { interval, concurrency: 1, via: Via::Tor };
+        let limits =
+            |interval| ShopLimits { interval, concurrency: 1, via: Via::Tor, on_block: OnBlock::End };
         shops.iter().map(|(site, interval)| (SiteName::from(*site), limits(*interval))).collect()
     }
 
