@@ -35,6 +35,6 @@ pub(super) fn leave(site: &SiteName, suspended: Suspended, detail: &str, me: &Ac
 }
 
 /// Ends a visit of a shop that refuses most exits.
-pub(super) fn turn_away(visit: Box<Visit>) {
+pub(super) fn turn_away(visit: Visit) {
     visit.ticket.answer(VisitEnd::turned_away());
 }
