@@ -368,9 +368,7 @@ impl State {
             }
             return;
         }
-        for visit in self.queue.turned_away() {
-            alone::turn_away(*visit);
-        }
+        self.queue.turned_away().into_iter().for_each(|visit| alone::turn_away(*visit));
         let writable = self.gear.ledger.health().borrow().takes_outcomes();
         let open = Open { tor: writable && self.gear.tor.is_there(), direct: writable };
         while let Some(free) = self.workers.iter().take(self.gear.scrapers).position(Worker::is_free) {

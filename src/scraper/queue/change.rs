@@ -69,8 +69,11 @@ mod tests {
     use super::super::{Next, Open};
     use super::*;
     use crate::model::page::Via;
+    use crate::model::way::Way;
     use crate::model::{BatchNo, ProductKey};
     use crate::recipe::OnBlock;
+    use crate::scraper::suspension::Went;
+    use crate::supervisor::policy::Roll;
 
     const ALL: Open = Open { tor: true, direct: true };
     const SECOND: Duration = Duration::from_secs(1);
@@ -148,6 +151,32 @@ mod tests {
         assert!(queue.shops.contains_key("a"));
         queue.change(4, &shops(&[]), now + SECOND);
         assert!(!queue.shops.contains_key("a"));
+    }
+
+    #[test]
+    fn a_suspension_outlives_a_reload_which_may_say_that_its_visits_are_to_wait() {
+        let now = Instant::now();
+        let mut queue = queue(&[("a", Duration::ZERO)], now);
+        for index in 1.. {
+            queue.push(label("a", index, false), index).unwrap();
+            let refused = started(&mut queue, now);
+            queue.ended(&refused);
+            let way = Way::Circuit(index.to_string().into());
+            let went = Went::Refused { way, rule: "status 403".into() };
+            if queue.went(&refused, &went, now, Roll(0)).is_some() {
+                break;
+            }
+        }
+        queue.change(4, &shops(&[]), now);
+        queue.change(4, &shops(&[("a", Duration::ZERO)]), now);
+        queue.push(label("a", 101, false), 101).unwrap();
+        assert_eq!(queue.turned_away(), [101], "it was gone and is back, and refuses as before");
+        let mut waits = shops(&[("a", Duration::ZERO)]);
+        waits.get_mut("a").unwrap().on_block = OnBlock::Wait;
+        queue.change(4, &waits, now);
+        queue.push(label("a", 102, false), 102).unwrap();
+        assert!(queue.turned_away().is_empty());
+        assert!(matches!(queue.next(now, ALL), Next::Wait(None)), "it waits");
     }
 
     #[test]
