@@ -3,7 +3,7 @@
 use super::HostRule;
 use super::check::{VIA, header_value, small};
 use super::raw::{Entry, Node, Table, Value, merge};
-use super::reader::{Refusal, Report, Section, http_url, non_empty, text};
+use super::reader::{Refusal, Report, Section, USER, http_url, non_empty, text};
 use crate::model::page::Method;
 use crate::recipe::{
     Answer, Blocks, Body, Cleaning, EAN, Field, JsonPath, LinkSource, Marker, Pattern, Recipe, Rule, Search,
@@ -255,7 +255,9 @@ fn answer(section: &Section<'_>, links: &[LinkSource]) -> Answer {
                 "css: wants HTML; say with `html_at` where in the JSON it is"
             }
         };
-        section.problem("links", format!("`{}`: {message}", section.name("links")));
+        // The links may be the shipped ones, under an answer that the user wrote.
+        let written = ["links", "html_at", "answer"].into_iter().find(|key| section.at(key).text == USER);
+        section.problem(written.unwrap_or("links"), format!("`{}`: {message}", section.name("links")));
     }
     answer
 }

@@ -285,6 +285,13 @@ fn one_key_of_what_every_shop_shares_can_be_replaced() {
 }
 
 #[test]
+fn links_that_no_longer_fit_the_answer_are_placed_where_the_user_wrote() {
+    let found = with("[sites.cocooncenter.search]\nanswer = \"json\"\nhtml_at = 3\n").unwrap_err();
+    let links = found.iter().find(|line| line.contains("search.links`: css: wants HTML")).unwrap();
+    assert!(links.starts_with("c.toml:5:11: "), "{found:#?}");
+}
+
+#[test]
 fn mutated_configurations_never_panic_and_are_placed() {
     let mut dice = 20_251_017_u64;
     let mut roll = |below: usize| {
