@@ -1,5 +1,7 @@
 //! `[sites.NAME]` → [`Recipe`]: every selector, pattern and path is compiled here, so that a recipe that was read works.
 
+use std::time::Duration;
+
 use super::HostRule;
 use super::check::{VIA, header_value, small};
 use super::raw::{Entry, Node, Table, Value, merge};
@@ -53,7 +55,17 @@ pub(super) fn sites(report: &Report, every_site: Option<&Node>, sites: &Table) -
 }
 
 /// What every shop may share: its address and its search are its own, and `via` is never a default.
-const SHARED: [&str; 6] = ["unverified", "rate", "concurrency", "candidates_max", "blocks", "fields"];
+const SHARED: [&str; 9] = [
+    "unverified",
+    "rate",
+    "adaptive",
+    "pause",
+    "robots",
+    "concurrency",
+    "candidates_max",
+    "blocks",
+    "fields",
+];
 
 /// `[every_site]` without the keys that do not belong there, which are reported once and not for each shop.
 fn known_only(report: &Report, node: &Node) -> Node {
@@ -117,6 +129,9 @@ fn site(section: Section<'_>, entry: &Entry, position: usize) -> Option<Recipe> 
         via,
         unverified: section.flag("unverified"),
         rate: section.rate("rate"),
+        adaptive: section.flag("adaptive"),
+        pause: section.duration("pause", Duration::ZERO..=Duration::from_secs(600)),
+        robots: section.flag("robots"),
         concurrency: small(&section, "concurrency", 1..=64) as usize,
         candidates_max: small(&section, "candidates_max", 1..=20) as usize,
         headers: headers(&section),

@@ -292,6 +292,27 @@ fn links_that_no_longer_fit_the_answer_are_placed_where_the_user_wrote() {
 }
 
 #[test]
+fn what_a_shop_is_spared_is_shared_by_all_and_said_for_each() {
+    let spared = |name: &str, text: &str| {
+        let config = with(text).unwrap();
+        let recipe = &config.sites[name];
+        (recipe.pause, recipe.adaptive, recipe.robots)
+    };
+    assert_eq!(spared("drakkars", ""), (Duration::from_millis(500), true, true));
+    let every = "[every_site]\npause = \"0s\"\nadaptive = false\n[sites.drakkars]\nrobots = false\n";
+    assert_eq!(spared("drakkars", every), (Duration::ZERO, false, false));
+    assert_eq!(spared("pharmagdd", every), (Duration::ZERO, false, true));
+    for (text, part) in [
+        ("pause = 3", "`sites.drakkars.pause`: expected a duration such as"),
+        ("pause = \"1h\"", "\"1h\" is out of range: 0ms to 10m"),
+        ("robots = \"yes\"", "`sites.drakkars.robots`: expected true or false"),
+    ] {
+        let found = with(&format!("[sites.drakkars]\n{text}\n")).unwrap_err();
+        assert!(found[0].contains(part), "{found:#?}");
+    }
+}
+
+#[test]
 fn mutated_configurations_never_panic_and_are_placed() {
     let mut dice = 20_251_017_u64;
     let mut roll = |below: usize| {

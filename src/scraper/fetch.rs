@@ -9,6 +9,8 @@
 //! * F3 A body is capped while it is read, and again while it is decoded.
 //! * F4 A request is repeated by itself only where a kept connection ended before any byte of the answer, and then
 //!   once, if it is a GET or if nothing of it was sent.
+//! * F5 Every request that leaves, also to follow a redirect or to repeat one, had its turn by its [`Errand`]; the time
+//!   that it waited for it is added to the deadline.
 //!
 //! Deliberately absent: cookies, caching, proxies of the environment.
 //!
@@ -21,8 +23,9 @@ mod redirect;
 pub use error::{FetchError, Verdict};
 
 use crate::model::page::{Method, Page, Request, Via};
-use crate::scraper::circuit::{Circuit, Origin, Sight};
+use crate::scraper::circuit::{Circuit, Connection, Origin, Sight};
 use crate::scraper::decode::ACCEPT_ENCODING;
+use crate::scraper::errand::Errand;
 use bytes::Bytes;
 use exchange::Answer;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -53,36 +56,22 @@ impl Circuit {
     /// Fetches `request` and what it redirects to, within `hosts` (`host` for the scheme's own port, or `host:port`).
     ///
     /// Dropping the future ends the exchange and its connection. The visit's start must have been committed before.
-    pub async fn fetch(
+    pub async fn fetch_in_turn(
         &mut self,
         request: &Request,
-        via: Via,
         limits: &FetchLimits,
         hosts: &[String],
-        deadline: Instant,
+        errand: &mut Errand<'_>,
     ) -> Result<Page, FetchError> {
         self.retry_after = None;
-        let mut sight = Sight::default();
-        if deadline <= Instant::now() {
+        if errand.deadline() <= Instant::now() {
             return Err(FetchError::Deadline { seen: false });
         }
-        self.note_use(via);
-        let fetched = timeout_at(deadline, self.follow(request, via, limits, hosts, &mut sight)).await;
-        fetched.unwrap_or_else(|_| Err(FetchError::Deadline { seen: sight.seen() }))
-    }
-
-    /// Goes from redirect to redirect.
-    async fn follow(
-        &mut self,
-        request: &Request,
-        via: Via,
-        limits: &FetchLimits,
-        hosts: &[String],
-        sight: &mut Sight,
-    ) -> Result<Page, FetchError> {
+        self.note_use(errand.via);
+        let mut sight = Sight::default();
         let mut current = request.clone();
         for _ in 0..=limits.redirects_max {
-            match self.hop(&current, via, limits, sight).await? {
+            match self.hop(&current, limits, errand, &mut sight).await? {
                 Answer::Page(page) => return Ok(page),
                 Answer::Redirect { status, location } => {
                     current = redirect::next(current, status, &location, hosts)?;
@@ -92,30 +81,76 @@ impl Circuit {
         Err(FetchError::TooManyRedirects { limit: limits.redirects_max })
     }
 
-    /// One exchange, on the kept connection if there is one.
-    async fn hop(
+    /// As [`Self::fetch_in_turn`], of a server that may be asked at any time: one of a test or a benchmark.
+    pub async fn fetch(
         &mut self,
         request: &Request,
         via: Via,
         limits: &FetchLimits,
+        hosts: &[String],
+        deadline: Instant,
+    ) -> Result<Page, FetchError> {
+        self.fetch_in_turn(request, limits, hosts, &mut Errand::unpaced(via, deadline)).await
+    }
+
+    /// One exchange, on the kept connection if there is one.
+    async fn hop(
+        &mut self,
+        request: &Request,
+        limits: &FetchLimits,
+        errand: &mut Errand<'_>,
         sight: &mut Sight,
     ) -> Result<Answer, FetchError> {
-        let origin = Origin::of(&request.url, via)?;
+        let origin = Origin::of(&request.url, errand.via)?;
         let message = message(request, &limits.user_agent)?;
-        if let Some(connection) = self.take_kept(&origin).await {
+        let exchange = Exchange { origin: &origin, url: &request.url, limits };
+        errand.turn().await;
+        let kept = timeout_at(errand.deadline(), self.take_kept(&origin)).await;
+        if let Some(connection) = kept.map_err(|_| FetchError::Deadline { seen: sight.seen() })? {
             sight.watch(&connection.raw);
             let (result, nothing_sent) =
-                exchange::run(self, &origin, connection, message.clone(), &request.url, limits).await;
+                self.exchange(exchange, connection, message.clone(), errand, sight).await;
             let repeatable = request.method == Method::Get || nothing_sent;
             match result {
                 Err(FetchError::HungUp { .. }) if repeatable => {}
                 done => return done,
             }
+            errand.turn().await;
         }
-        let connection = self.dial(&origin, limits.connect, sight).await?;
+        let dialled = timeout_at(errand.deadline(), self.dial(&origin, limits.connect, sight)).await;
+        let connection = dialled.unwrap_or_else(|_| Err(FetchError::Deadline { seen: sight.seen() }))?;
         // Not watched anew: what came while TLS was agreed on is the shop's as well, and a moment old.
-        exchange::run(self, &origin, connection, message, &request.url, limits).await.0
+        self.exchange(exchange, connection, message, errand, sight).await.0
     }
+
+    /// Sends `message` when it may leave, and reads its answer. The second value is that of [`exchange::run`].
+    async fn exchange(
+        &mut self,
+        Exchange { origin, url, limits }: Exchange<'_>,
+        connection: Connection,
+        message: http::Request<Full<Bytes>>,
+        errand: &mut Errand<'_>,
+        sight: &Sight,
+    ) -> (Result<Answer, FetchError>, bool) {
+        errand.leave().await;
+        let asked = Instant::now();
+        let run = exchange::run(self, origin, connection, message, url, limits);
+        let Ok((result, nothing_sent)) = timeout_at(errand.deadline(), run).await else {
+            return (Err(FetchError::Deadline { seen: sight.seen() }), false);
+        };
+        if result.is_ok() {
+            errand.answered(asked.elapsed());
+        }
+        (result, nothing_sent)
+    }
+}
+
+/// What an exchange needs besides its connection.
+#[derive(Clone, Copy)]
+struct Exchange<'a> {
+    origin: &'a Origin,
+    url: &'a Url,
+    limits: &'a FetchLimits,
 }
 
 /// The message of `request` in origin form, with headers in the order a browser has them.

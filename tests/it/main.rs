@@ -12,6 +12,7 @@ mod docs;
 mod explain;
 mod faults;
 mod manager;
+mod polite;
 mod reload;
 mod restart;
 mod rubbish;

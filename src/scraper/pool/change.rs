@@ -18,7 +18,7 @@ use crate::scraper::{CATALOGUE, Visit};
 pub(super) fn limits(gear: &Gear) -> BTreeMap<SiteName, ShopLimits> {
     let shops = gear.shops.iter().map(|(name, shop)| {
         let (interval, concurrency, via) = (shop.interval, shop.concurrency, shop.recipe.waits_for());
-        (name.clone(), ShopLimits { interval, concurrency, via })
+        (name.clone(), ShopLimits { interval, adaptive: shop.recipe.adaptive, concurrency, via })
     });
     shops.chain(gear.catalogue.iter().map(|catalogue| (CATALOGUE.into(), catalogue.limits))).collect()
 }
