@@ -344,6 +344,7 @@ mod tests {
             }
         }
         assert!(!matches("/ab*bc$", "/abc"), "two pieces share no character");
+        assert!(!matches("/*ab*b", "/xab"));
     }
 
     #[test]
