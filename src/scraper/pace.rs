@@ -274,8 +274,8 @@ mod tests {
             let pace = pace.clone();
             tasks.spawn(async move {
                 pace.turn(pace.take(Instant::now())).await;
-                // The first takes longest, so that without a second look they would leave together.
-                tokio::time::sleep(Duration::from_millis(37 * n * n % 9_000)).await;
+                // The first take longest: without a second look they would leave together.
+                tokio::time::sleep(Duration::from_millis(9_500_u64.saturating_sub(500 * n))).await;
                 pace.leave().await;
                 start.elapsed()
             });
