@@ -11,7 +11,8 @@
 //! * R3 A doubtful answer is kept for [`KEEP_DOUBTFUL_FOR`] only: an exit that a shop refuses is told 403 for all it asks,
 //!   a challenge is a page, and an exit that dies cuts a file without a length in two.
 //!
-//! Deliberately absent: `Crawl-delay` (not in the RFC; `rate` is ours), and any memory over a restart.
+//! Deliberately absent: `Crawl-delay` (not in the RFC; `rate` is ours), a look at where the redirect of an allowed page leads
+//! (the shop sent us there), and any memory over a restart.
 
 pub mod rules;
 

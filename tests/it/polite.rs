@@ -245,6 +245,35 @@ async fn a_robots_txt_that_cannot_be_got_is_asked_for_again_later_and_refuses_no
 }
 
 #[tokio::test]
+async fn a_robots_txt_at_the_end_of_too_many_redirects_is_none() {
+    let stage = Stage::direct(stocked(&[REAL[0]])).only(ONLY).set("fetch", "redirects_max", 0);
+    let shop = stage.shops.of(ONLY);
+    shop.behave(When::Robots, Conduct::RedirectLoop);
+    let daemon = stage.start().await;
+    accepted(daemon.submit(&batch([REAL[0]])).await.unwrap());
+    let (products, _) = stage.finished(1).await;
+    assert_eq!(products[0]["status"], "found");
+    assert_eq!(shop.robots_hits().len(), 6, "five are followed, whatever pages may");
+}
+
+#[tokio::test]
+async fn a_robots_txt_that_one_circuit_does_not_bring_is_asked_for_through_another() {
+    let stage = Stage::direct(stocked(&REAL[..3])).only(ONLY).set("fetch", "attempts_max", 20);
+    let shop = stage.shops.of(ONLY);
+    shop.behave(When::Robots, Conduct::Reset);
+    let daemon = stage.start().await;
+    accepted(daemon.submit(&batch(REAL[..3].iter().copied())).await.unwrap());
+    let failed = daemon.wait_for_event("visit_ended", |_| true).await.unwrap();
+    assert_eq!(failed["outcome"], "connect");
+    assert!(failed["detail"].as_str().unwrap().starts_with("robots.txt: "), "{failed}");
+    daemon.wait_for_event("circuit_retired", |event| event["reason"] == "connect").await.unwrap();
+    assert!(shop.hits().is_empty());
+    shop.behave_well();
+    let (products, _) = stage.finished(3).await;
+    assert!(products.iter().all(|product| product["status"] == "found"), "{products:?}");
+}
+
+#[tokio::test]
 async fn robots_txt_goes_through_tor_once_for_all_circuits() {
     let network = network().await;
     let stage = stage_behind(&network, Catalogue::of(REAL));
