@@ -3,12 +3,12 @@
 //! A request that leaves goes through here twice. Before anything is dialled it takes a slot and waits for its moment; and
 //! once its connection stands it waits until the request before it has left an interval ago, because some circuits take
 //! seconds to dial and others none, and what a shop counts is what arrives. So in any time `t` no more than
-//! `t / interval + 1` requests leave, whatever the circuits ([`GRAIN_MIN`] says how much of a delay may be made up for).
+//! `t / interval + 1` requests leave, whatever the circuits (`GRAIN_MIN` says how much of a delay may be made up for).
 //!
 //! A slot is a number, and its moment follows from the interval of now: whoever waits for one when the interval changes
 //! waits by the new interval from then on. A shop that asks to be left alone ([`Pace::hold`]) moves all slots that have
-//! not come; one that slows down stretches the interval ([`Pace::answered`]). Nothing of this outlives the process: after
-//! a restart the first request leaves at once.
+//! not come; one that slows down stretches the interval ([`Pace::answered`]). Nothing of this outlives the pool
+//! of the scrapers: after its restart, or the process's, the first request leaves at once.
 
 pub mod slowing;
 

@@ -1,14 +1,14 @@
 //! What each shop's robots.txt says (RFC 9309), once for all circuits.
 //!
 //! Promise: a robots.txt is asked for by one visit at a time, when a first visit needs it and again when it is older than
-//! [`KEEP_FOR`]; the others of its shop wait for that visit, and no time runs for them. It travels as the shop's own
+//! a day; the others of its shop wait for that visit, and no time runs for them. It travels as the shop's own
 //! requests do: by the same way, in its turn, through the circuit of the visit that asks.
 //!
 //! * R1 4xx: there is none, all is allowed (2.3.1.3); so are too many redirects (2.3.1.2).
 //! * R2 429, 5xx and what brings no answer is an error (2.3.1.4): nothing is fetched there, and it is asked for again later.
 //!   A copy that is there is used meanwhile, however old (2.4). What may be the circuit's doing is tried through another
 //!   at once, but not for ever.
-//! * R3 A doubtful answer is kept for [`KEEP_DOUBTFUL_FOR`] only: an exit that a shop refuses is told 403 for all it asks,
+//! * R3 A doubtful answer is kept for ten minutes only: an exit that a shop refuses is told 403 for all it asks,
 //!   a challenge is a page, and an exit that dies cuts a file without a length in two.
 //!
 //! Deliberately absent: `Crawl-delay` (not in the RFC; `rate` is ours), a look at where the redirect of an allowed page leads

@@ -6,7 +6,7 @@
 //! make the configured rate and concurrency mean nothing; so here it begins where the shop is slower than itself:
 //!
 //! * `latency` moves by an eighth of the difference with each good answer, as TCP smooths its round trips (RFC 6298, 2.3).
-//! * `usual` is the `latency` after [`GOOD_MIN`] answers: searches and pages differ, and the first answers prove little. It
+//! * `usual` is the `latency` after `GOOD_MIN` answers: searches and pages differ, and the first answers prove little. It
 //!   falls by a 32nd of the difference and rises by a 256th, so a shop that became slow for good is taken as it is after
 //!   some hundreds of answers.
 //! * The shop is *strained* if `latency` is over twice the usual one and over a second.
@@ -14,7 +14,7 @@
 //!   for 429 and 503: twice the interval, at least a second, at least `latency`;
 //!   while strained: `latency`, which is one request in flight;
 //!   after any other good answer: the configured interval; after any other answer: what it is.
-//! * Never under the configured interval, never over [`INTERVAL_MAX`] or the configured interval, if that is longer.
+//! * Never under the configured interval, never over `INTERVAL_MAX` or the configured interval, if that is longer.
 
 use std::time::Duration;
 
