@@ -79,7 +79,8 @@ fn config(network: &TorNetwork, shops: &Shops, receiver: &Receiver) -> Config {
         .shops(shops);
     // Real shops are asked far more gently; these are ours.
     shops.all.iter().fold(config, |config, shop| {
-        config.site_key(shop.kind().name(), "rate", "10/s").site_key(shop.kind().name(), "concurrency", 4)
+        let name = shop.kind().name();
+        config.site_key(name, "rate", "10/s").site_key(name, "pause", "0s").site_key(name, "concurrency", 4)
     })
 }
 

@@ -30,6 +30,16 @@ impl Builds {
         // It is never closed; if it were, nobody would have to wait.
         Building { _turn: Arc::clone(&self.0).acquire_owned().await.ok() }
     }
+
+    /// All of them, so that nobody else has one.
+    #[cfg(test)]
+    pub async fn all_turns(&self) -> Vec<Building> {
+        let mut turns = Vec::new();
+        for _ in 0..BUILDS_MAX {
+            turns.push(self.turn().await);
+        }
+        turns
+    }
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use crate::model::SiteName;
 use crate::model::page::Via;
 use crate::model::way::Way;
 use crate::scraper::blocks::BlockMemory;
-use crate::scraper::builds::{Building, Builds};
+use crate::scraper::builds::Builds;
 use crate::scraper::fetch::FetchError;
 use crate::scraper::latency::{Latencies, Recent};
 use crate::scraper::relay::ExitRelay;
@@ -140,9 +140,8 @@ pub struct Circuit {
     /// In a row.
     failures: u32,
     recent: Recent,
-    /// From the wait for a turn until the first connection stands.
-    building: Option<Building>,
-    built: bool,
+    /// A connection through it has stood.
+    pub(super) built: bool,
     /// Bytes of this generation.
     flow: Arc<Flow>,
     /// Where a control port tells it.
@@ -169,7 +168,6 @@ impl Circuit {
             uses: 0,
             failures: 0,
             recent: Recent::default(),
-            building: None,
             built: false,
             retry_after: None,
         }
@@ -196,20 +194,11 @@ impl Circuit {
     pub fn serve(&mut self, site: Option<SiteName>) {
         self.settings.roster.note(self.id, |row| row.visiting.clone_from(&site));
         self.serves = site;
-        // A visit that was broken off no longer builds.
-        self.building = None;
     }
 
-    /// Waits until this generation may ask Tor for a circuit, if it has none yet.
-    pub async fn wait_to_build(&mut self) {
-        if !self.built && self.building.is_none() {
-            self.building = Some(self.settings.builds.turn().await);
-        }
-    }
-
-    /// A connection through it stands.
-    pub(super) fn note_built(&mut self) {
-        (self.building, self.built) = (None, true);
+    /// Turns at having Tor build a circuit.
+    pub(super) fn builds(&self) -> Builds {
+        self.settings.builds.clone()
     }
 
     /// Its exit, where a control port tells it.

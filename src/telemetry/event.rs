@@ -259,6 +259,19 @@ events! {
     /// One visit of a suspended shop was tried and ended well: the others follow.
     ShopResumed = "shop_resumed", INFO, "shop resumed" { site: &'a str, reason: &'a str }
         => "Nothing."
+    /// A shop asked to be left alone for a while (`Retry-After`), or its robots.txt cannot be got: all its visits wait until
+    /// then, uncharged.
+    ShopHeld = "shop_held", INFO, "shop is left alone for a while: its visits wait"
+        { site: &'a str, until: &'a str, seconds: u64, reason: &'a str }
+        => "Nothing. If it repeats, lower the shop's rate."
+    /// A shop is asked half as often as before, or twice as often again: it became slow, answers 429 or 503, or recovers.
+    ShopPaced = "shop_paced", INFO, "shop is asked at another pace"
+        { site: &'a str, interval_ms: u64, configured_ms: u64, latency_ms: u64 }
+        => "Nothing. If a shop stays slow, lower its rate to what it bears."
+    /// A shop's robots.txt forbids the path that it is searched at: its visits end as failed with kind robots.
+    RobotsForbids = "robots_forbids", WARN, "robots.txt forbids the shop's search: its visits fail"
+        { site: &'a str, path: &'a str, line: u64, rule: &'a str }
+        => "Ask the shop for leave, and then set sites.NAME.robots = false; or switch the shop off."
     /// Tor is not there: nothing goes out, work waits, no deadline runs.
     TorLost = "tor_lost", ERROR, "Tor is not there: work waits" { reason: &'a str, socks: &'a str }
         => "Start tor, or set tor.socks to where it listens. All goes on by itself."

@@ -14,6 +14,7 @@ mod explain;
 mod faults;
 mod hedge;
 mod manager;
+mod polite;
 mod reload;
 mod restart;
 mod rubbish;

@@ -26,6 +26,7 @@ use crate::scraper::circuit::{self, WearLimits};
 use crate::scraper::deadlines::Deadlines;
 use crate::scraper::fetch::FetchLimits;
 use crate::scraper::queue::ShopLimits;
+use crate::scraper::robots::RobotsCache;
 use crate::scraper::tls::Tls;
 use crate::scraper::tor::TorGate;
 use crate::scraper::{pool, tor::TorState};
@@ -100,6 +101,7 @@ struct Base {
     floor: Arc<AtomicU64>,
     cores: Arc<Semaphore>,
     deadlines: Deadlines,
+    robots: RobotsCache,
 }
 
 /// How soon the ledger is told again of new addresses, if it could not hear.
@@ -157,6 +159,7 @@ pub fn parts(
         floor: Arc::default(),
         cores: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))),
         deadlines: Deadlines::default(),
+        robots: RobotsCache::default(),
     };
     let (gears_tx, gear) = watch::channel(Arc::new(gear(config, &base, secrets.catalogue())));
     let (batches_tx, batch_settings) = watch::channel(Arc::new(batch_settings(config)));
@@ -215,6 +218,8 @@ fn gear(config: &Config, base: &Base, token: Option<String>) -> Gear {
     let catalogue = config.catalogue.clone().map(|catalogue| CatalogueGear {
         limits: ShopLimits {
             interval: catalogue.rate.interval(),
+            // The owner knows what the server can bear, and said so.
+            adaptive: false,
             concurrency: catalogue.concurrency as u32,
             via: catalogue.via,
             // It is the owner's own server, and blocks nobody.
@@ -248,6 +253,7 @@ fn gear(config: &Config, base: &Base, token: Option<String>) -> Gear {
         },
         visit_deadline: fetch.visit_deadline,
         deadlines: base.deadlines.clone(),
+        robots: base.robots.clone(),
         extract: config.extract,
         cores: Arc::clone(&base.cores),
     }
