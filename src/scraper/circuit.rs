@@ -16,16 +16,21 @@
 //! Deliberately absent: a pool. One worker makes one request at a time, so one idle connection per origin is all that
 //! can be of use.
 
+pub mod reason;
 pub(super) mod socks;
 mod wire;
 
+pub use reason::StreamReason;
 pub use socks::{OnionFailure, SocksReply};
 pub(super) use wire::{Connection, Traffic};
 
 use crate::model::SiteName;
 use crate::model::page::Via;
+use crate::model::way::Way;
 use crate::scraper::blocks::BlockMemory;
+use crate::scraper::builds::{Building, Builds};
 use crate::scraper::fetch::FetchError;
+use crate::scraper::latency::{Latencies, Recent};
 use crate::scraper::relay::ExitRelay;
 use crate::scraper::roster::{Flow, Roster};
 use crate::scraper::tls::Tls;
@@ -73,12 +78,15 @@ pub struct Settings {
     pub tls: Tls,
     pub roster: Roster,
     pub blocks: BlockMemory,
+    pub latencies: Latencies,
+    pub builds: Builds,
 }
 
 impl Settings {
     /// With nothing known of any circuit yet.
     pub fn new(tor: TorGate, tls: Tls) -> Self {
-        Self { tor, tls, roster: Roster::default(), blocks: BlockMemory::default() }
+        let (roster, blocks) = (Roster::default(), BlockMemory::default());
+        Self { tor, tls, roster, blocks, latencies: Latencies::default(), builds: Builds::default() }
     }
 }
 
@@ -96,7 +104,27 @@ pub struct WearLimits {
 pub enum Worn {
     Age,
     Uses,
+    /// Visits in a row came to nothing by what may be its doing.
+    Failures,
+    /// Its answers take much longer than those of the others.
+    Slow,
 }
+
+impl Worn {
+    /// The word in the log.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Age => "age",
+            Self::Uses => "uses",
+            Self::Failures => "failures",
+            Self::Slow => "slow",
+        }
+    }
+}
+
+/// Visits in a row that failed and left the circuit in use, because the shop may be to blame as well. What is plainly the
+/// circuit's doing retires it at once.
+const FAILURES_MAX: u32 = 2;
 
 /// One worker's circuit, in its current generation.
 #[derive(Debug)]
@@ -109,6 +137,12 @@ pub struct Circuit {
     kept: HashMap<Origin, Connection>,
     first_used: Option<Instant>,
     uses: u32,
+    /// In a row.
+    failures: u32,
+    recent: Recent,
+    /// From the wait for a turn until the first connection stands.
+    building: Option<Building>,
+    built: bool,
     /// Bytes of this generation.
     flow: Arc<Flow>,
     /// Where a control port tells it.
@@ -133,6 +167,10 @@ impl Circuit {
             kept: HashMap::new(),
             first_used: None,
             uses: 0,
+            failures: 0,
+            recent: Recent::default(),
+            building: None,
+            built: false,
             retry_after: None,
         }
     }
@@ -158,11 +196,34 @@ impl Circuit {
     pub fn serve(&mut self, site: Option<SiteName>) {
         self.settings.roster.note(self.id, |row| row.visiting.clone_from(&site));
         self.serves = site;
+        // A visit that was broken off no longer builds.
+        self.building = None;
+    }
+
+    /// Waits until this generation may ask Tor for a circuit, if it has none yet.
+    pub async fn wait_to_build(&mut self) {
+        if !self.built && self.building.is_none() {
+            self.building = Some(self.settings.builds.turn().await);
+        }
+    }
+
+    /// A connection through it stands.
+    pub(super) fn note_built(&mut self) {
+        (self.building, self.built) = (None, true);
     }
 
     /// Its exit, where a control port tells it.
     pub fn exit(&self) -> Option<&Arc<ExitRelay>> {
         self.exit.as_ref()
+    }
+
+    /// How what goes by `via` reaches its shop, as far as is known.
+    pub fn way(&self, via: Via) -> Way {
+        match (via, &self.exit) {
+            (Via::Direct, _) => Way::Direct,
+            (Via::Tor, Some(exit)) => Way::Exit(exit.fingerprint.clone()),
+            (Via::Tor, None) => Way::Circuit(self.id.to_string().into()),
+        }
     }
 
     /// Takes note of a block by the shop that is visited.
@@ -181,8 +242,32 @@ impl Circuit {
             Some(Worn::Uses)
         } else if limits.age_max <= age {
             Some(Worn::Age)
+        } else if FAILURES_MAX <= self.failures {
+            Some(Worn::Failures)
+        } else if self.settings.latencies.is_slow(self.id) {
+            Some(Worn::Slow)
         } else {
             None
+        }
+    }
+
+    /// A visit came to nothing by what may be the circuit's doing or the shop's.
+    pub fn note_failure(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+    }
+
+    /// A visit was answered, if only by a refusal.
+    pub fn note_success(&mut self) {
+        self.failures = 0;
+    }
+
+    /// An answer came through Tor after so long.
+    pub(super) fn note_latency(&mut self, took: Duration) {
+        self.recent.note(took);
+        let median = self.recent.median();
+        self.settings.roster.note(self.id, |row| row.latency = median);
+        if let Some(site) = &self.serves {
+            self.settings.latencies.note(site, self.id, took);
         }
     }
 
@@ -275,7 +360,7 @@ impl Circuit {
         match origin.via {
             Via::Tor => match socks::dial(self.settings.tor.socks(), host, port, &self.credentials).await {
                 Dialled::Connected(tcp) => Ok(tcp),
-                Dialled::Refused(reply) => Err(FetchError::Unreached { reply }),
+                Dialled::Refused(reply) => Err(FetchError::Unreached { reply, reason: None }),
                 Dialled::Away(away) => Err(FetchError::Tor(away)),
             },
             Via::Direct => {
@@ -291,6 +376,7 @@ impl Circuit {
 impl Drop for Circuit {
     fn drop(&mut self) {
         self.settings.roster.end(self.id);
+        self.settings.latencies.forget(self.id);
     }
 }
 
