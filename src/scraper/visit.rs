@@ -15,7 +15,7 @@ use super::fetch::{FetchError, Redirects, Verdict};
 use super::pace::Pace;
 use super::suspension::Went;
 use super::tor::TorState;
-use super::{Announced, CATALOGUE, Ticket, Visit};
+use super::{Announced, CATALOGUE, Slow, Ticket, Visit};
 use crate::batch::machine::{Again, BLOCKED, VisitEnd};
 use crate::descriptors;
 use crate::failpoint::{self, Point};
@@ -76,25 +76,33 @@ impl Call<'_> {
             visit.ticket.answer(end);
             return Went::Nowhere;
         }
-        let started = Instant::now();
+        let begun = visit.ticket.begin(VisitFacts::of(&visit), self.circuit.id().to_string());
+        let Some(started) = begun else { return Went::Nowhere };
         self.circuit.serve(Some(visit.site.clone()));
-        let circuit = self.circuit.id().to_string();
-        let facts = VisitFacts::of(&visit);
-        facts.tell_started(&circuit);
-        let end = self.visit_or_put_back(&mut visit, started).await;
-        failpoint::hit_about(Point::ScraperFetched, &[&visit.ean, &visit.site]);
-        facts.tell_ended(&circuit, &end, started.elapsed());
-        drop(in_flight);
+        let overtaken = visit.ticket.overtaken();
+        let end = tokio::select! {
+            biased;
+            () = overtaken => None,
+            end = self.visit_or_put_back(&mut visit, started) => Some(end),
+        };
         self.circuit.serve(None);
-        if visit.suspect {
-            self.watched.waits();
-            mark.clear_after_the_last().await;
+        // Its twin has the answer, or the one whose twin it is: the exchange is dropped, and nothing is charged.
+        let Some(end) = end else { return Went::Nowhere };
+        failpoint::hit_about(Point::ScraperFetched, &[&visit.ean, &visit.site]);
+        if end.is_answer() {
+            self.watched.is_answered();
         }
         let went = went(&end);
         if let Went::LetIn | Went::Refused { .. } = went {
             self.circuit.note_success();
         }
-        visit.ticket.answer(end);
+        let reply = visit.ticket.over(end);
+        drop(in_flight);
+        if visit.suspect {
+            self.watched.waits();
+            mark.clear_after_the_last().await;
+        }
+        drop(reply); // Now it is heard of.
         went
     }
 
@@ -486,7 +494,7 @@ fn went(end: &VisitEnd) -> Went {
 }
 
 /// What the log says of a visit.
-struct VisitFacts {
+pub(super) struct VisitFacts {
     batch_id: String,
     index: u64,
     ean: Box<str>,
@@ -495,7 +503,7 @@ struct VisitFacts {
 }
 
 impl VisitFacts {
-    fn of(visit: &Visit) -> Self {
+    pub(super) fn of(visit: &Visit) -> Self {
         Self {
             batch_id: visit.batch_id.to_string(),
             index: visit.key.index.into(),
@@ -505,12 +513,22 @@ impl VisitFacts {
         }
     }
 
-    fn tell_started(&self, circuit: &str) {
+    pub(super) fn tell_started(&self, circuit: &str) {
         let Self { batch_id, index, ean, site, attempt } = self;
         Event::VisitStarted { batch_id, index: *index, ean, site, circuit, attempt: *attempt }.emit();
     }
 
-    fn tell_ended(&self, circuit: &str, end: &VisitEnd, took: Duration) {
+    /// `first`: the circuit that is slow.
+    pub(super) fn tell_hedged(&self, circuit: &str, first: &str, slow: &Slow) {
+        let Self { batch_id, index, ean, site, attempt } = self;
+        let (index, attempt) = (*index, *attempt);
+        let (after_ms, median_ms) = (slow.spent.as_millis() as u64, slow.median.as_millis() as u64);
+        Event::VisitHedged { batch_id, index, ean, site, circuit, first, attempt, after_ms, median_ms }
+            .emit();
+    }
+
+    /// `won_by`: whose end it is, if it was hedged.
+    pub(super) fn tell_ended(&self, circuit: &str, end: &VisitEnd, took: Duration, won_by: Option<&str>) {
         let Self { batch_id, index, ean, site, attempt } = self;
         let (outcome, detail) = match end {
             VisitEnd::Found(_) => ("found", ""),
@@ -526,8 +544,19 @@ impl VisitFacts {
         };
         let duration_ms = took.as_millis() as u64;
         let (index, attempt) = (*index, *attempt);
-        Event::VisitEnded { batch_id, index, ean, site, circuit, attempt, outcome, detail, duration_ms }
-            .emit();
+        Event::VisitEnded {
+            batch_id,
+            index,
+            ean,
+            site,
+            circuit,
+            attempt,
+            outcome,
+            detail,
+            duration_ms,
+            won_by,
+        }
+        .emit();
     }
 }
 
