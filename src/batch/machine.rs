@@ -53,7 +53,8 @@ pub enum VisitEnd {
     NoCatalogue,
     /// The attempt is charged.
     Failed { reason: Reason, again: Again },
-    /// The shop refused what came by this way, by this rule. The attempt is charged, but see [`Product::refused`].
+    /// The shop refused what came by this way, by this rule. The attempt is charged, unless it may have been the same exit
+    /// twice.
     Refused { rule: String, way: Way, again: Again },
     /// Nothing is charged: Tor was away, the daemon drains.
     PutBack,

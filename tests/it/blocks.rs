@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use glaneur_kit::shop::{Conduct, Purpose, Wariness, Wary, When};
 use glaneur_kit::{Catalogue, Daemon, Gate, ShopKind, TorNetwork};
@@ -253,6 +255,28 @@ async fn a_circuit_whose_answers_are_cut_short_twice_in_a_row_is_retired() {
     assert_eq!(text(daemon.events("visit_ended"), "outcome"), ["truncated", "truncated", "found"]);
     assert_eq!(text(daemon.events("visit_ended"), "circuit"), ["w0.g1", "w0.g1", "w0.g2"]);
     assert_eq!(text(daemon.events("circuit_retired"), "reason"), ["failures"]);
+}
+
+/// Which circuits have the slow exit is chance, drawn anew every thirty fetches: for the test to fail, most of them would
+/// have to have it each time.
+#[tokio::test]
+async fn a_circuit_that_is_slow_against_its_peers_is_retired() {
+    const SHOP: ShopKind = ShopKind::Pharmagdd;
+    const USUAL: Duration = Duration::from_millis(100);
+    const SLOW: Duration = Duration::from_millis(1_500);
+    let network = network().await;
+    let catalogue = Catalogue::synthetic(2_000, 19);
+    let eans = catalogue.eans();
+    let stage = stage_of(&network, catalogue, SHOP);
+    let stage = stage.set("tor", "circuits", 8).set("tor", "uses_max", 30);
+    let stage = stage.set(&format!("sites.{}", SHOP.name()), "concurrency", 8);
+    let slow_exit = OnceLock::new();
+    let through_it = When::is(move |hit| *slow_exit.get_or_init(|| hit.local) == hit.local);
+    stage.shops.of(SHOP).behave(When::Always, Conduct::Normal.after(USUAL));
+    stage.shops.of(SHOP).behave(through_it, Conduct::Normal.after(SLOW));
+    let daemon = stage.start().await;
+    accepted(daemon.submit(&batch(eans.iter().map(String::as_str))).await.unwrap());
+    daemon.wait_for_event("circuit_retired", |event| event["reason"] == "slow").await.unwrap();
 }
 
 #[tokio::test]

@@ -1,10 +1,13 @@
 use super::{Circuit, CircuitId, Origin, Settings, WearLimits, Worn};
 use crate::model::page::{Method, Request, Via};
+use crate::model::way::Way;
 use crate::scraper::fetch::tests::{limits, soon};
+use crate::scraper::relay::ExitRelay;
 use crate::scraper::stand_in::{Manner, Shop, Socks, Visitor, certified};
 use crate::scraper::tls::Tls;
 use crate::scraper::tor::TorGate;
 use rustls::HandshakeKind;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use url::Url;
@@ -143,6 +146,21 @@ async fn a_generation_wears_by_age_from_its_first_use_and_by_uses() {
     assert_eq!(circuit.worn(&limits, first), Some(Worn::Uses));
     circuit.rotate();
     assert_eq!(circuit.worn(&limits, first + Duration::from_secs(400)), None);
+}
+
+#[test]
+fn a_way_is_known_by_its_exit_and_else_by_its_generation() {
+    let mut circuit = circuit(3, "127.0.0.1:9050", None);
+    assert_eq!(circuit.way(Via::Direct), Way::Direct);
+    assert_eq!(circuit.way(Via::Tor), Way::Circuit("w3.g1".into()));
+    circuit.exit = Some(Arc::new(ExitRelay {
+        fingerprint: "AB".repeat(20).into(),
+        nickname: "quiet".into(),
+        address: None,
+        country: None,
+    }));
+    assert_eq!(circuit.way(Via::Tor), Way::Exit("AB".repeat(20).into()));
+    assert_eq!(circuit.way(Via::Direct), Way::Direct);
 }
 
 fn no_limits() -> WearLimits {
