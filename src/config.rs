@@ -235,6 +235,8 @@ pub struct Tor {
     /// How long an exit that a shop blocked is kept away from that shop.
     pub block_memory: Duration,
     pub probe_timeout: Duration,
+    /// Of a shop's visits so many in a hundred may be started once more.
+    pub hedge_percent: u32,
 }
 
 /// What makes a scraper one circuit.

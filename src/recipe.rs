@@ -125,6 +125,8 @@ pub struct Recipe {
     pub unverified: bool,
     pub rate: Rate,
     pub concurrency: usize,
+    /// Whether a slow visit may be started once more.
+    pub hedge: bool,
     pub candidates_max: usize,
     /// Sent with every request.
     pub headers: Vec<(String, String)>,

@@ -8,6 +8,9 @@
 //!
 //! A visit carries a [`Ticket`]: whoever holds the visit answers through it, and a ticket that is dropped unanswered (a
 //! scraper panicked, the pool was restarted) says so by itself. So no visit can be lost in silence, and nobody waits.
+//!
+//! A visit that is slow for its shop may be started once more, on another scraper ([`Twin`]). To everybody outside it
+//! stays one visit: one ticket, one attempt, one end.
 
 pub mod actor;
 pub mod blocks;
@@ -16,13 +19,17 @@ pub mod control;
 pub mod deadlines;
 pub mod decode;
 pub mod fetch;
+pub mod hedge;
 pub mod pace;
 pub mod pool;
 pub mod probe;
 pub mod queue;
+pub mod race;
 pub mod relay;
 pub mod roster;
+pub mod stopwatch;
 pub mod suspension;
+pub mod ticket;
 pub mod tls;
 pub mod tor;
 pub mod visit;
@@ -30,18 +37,15 @@ pub mod visit;
 #[cfg(test)]
 mod stand_in;
 
-use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 
-use tokio::time::Instant;
-
-use crate::batch::machine::VisitEnd;
 use crate::ledger::LedgerHandle;
 use crate::ledger::store::Claim;
 use crate::model::{BatchId, Gtin, ProductKey, SiteName};
 
 pub use pool::ScrapersHandle;
+pub use ticket::{Answer, Slow, Ticket};
 
 /// The name under which the catalogue stands in the queue and the log; no shop can have it.
 pub const CATALOGUE: &str = "catalogue:";
@@ -65,70 +69,36 @@ pub struct Visit {
     pub ticket: Ticket,
 }
 
-/// What a coordinator hears of a visit.
-#[derive(Debug)]
-pub struct Answer {
-    pub end: VisitEnd,
-    /// When it first dialled, if it did.
-    pub dialled_at: Option<Instant>,
-}
-
-/// The way back to the coordinator. Answers exactly once, also when it is dropped.
-pub struct Ticket {
-    send: Option<Box<dyn FnOnce(Answer) + Send>>,
-    coordinator: Weak<()>,
-    dialled_at: Option<Instant>,
-}
-
-impl Ticket {
-    /// `coordinator` is alive as long as somebody wants the answer.
-    pub fn new(coordinator: &Arc<()>, send: impl FnOnce(Answer) + Send + 'static) -> Self {
-        Self { send: Some(Box::new(send)), coordinator: Arc::downgrade(coordinator), dialled_at: None }
-    }
-
-    /// Whether the coordinator that asked is still there.
-    pub fn is_wanted(&self) -> bool {
-        self.coordinator.strong_count() > 0
-    }
-
-    /// The first dial: from now on a lost visit is charged.
-    pub fn dialled(&mut self, now: Instant) {
-        self.dialled_at.get_or_insert(now);
-    }
-
-    pub fn answer(mut self, end: VisitEnd) {
-        self.send_once(end);
-    }
-
-    /// Gives the visit back to its asker without an answer, which is only right where the asker itself drops it.
-    pub fn defuse(mut self) {
-        self.send = None;
-    }
-
-    fn send_once(&mut self, end: VisitEnd) {
-        if let Some(send) = self.send.take() {
-            send(Answer { end, dialled_at: self.dialled_at });
-        }
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        // Dropped otherwise than by a panic, it went down with the pool, which is not the visit's doing.
-        let dialled = self.dialled_at.is_some() && std::thread::panicking();
-        self.send_once(VisitEnd::Lost { dialled });
-    }
-}
-
-impl fmt::Debug for Ticket {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ticket").field("dialled_at", &self.dialled_at).finish_non_exhaustive()
-    }
-}
-
 impl Visit {
     pub fn label(&self) -> queue::Label {
         queue::Label { site: self.site.clone(), key: self.key, suspect: self.suspect }
+    }
+
+    /// What it takes to start it once more.
+    pub fn twin(&self) -> Twin {
+        Twin(Self {
+            key: self.key,
+            batch_id: self.batch_id.clone(),
+            ean: self.ean.clone(),
+            gtin: self.gtin.clone(),
+            site: self.site.clone(),
+            attempt: self.attempt,
+            claim: self.claim,
+            suspect: self.suspect,
+            announced: Arc::clone(&self.announced),
+            ticket: self.ticket.spare(),
+        })
+    }
+}
+
+/// The second start of a visit, as long as it has not happened.
+#[derive(Debug)]
+pub struct Twin(Visit);
+
+impl Twin {
+    /// The visit that joins the first; `None`: that one is over, or nobody wants to know of it any more.
+    pub fn start(mut self, slow: Slow) -> Option<Visit> {
+        self.0.ticket.join(slow).then_some(self.0)
     }
 }
 

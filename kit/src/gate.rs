@@ -37,6 +37,11 @@ impl Gate {
         *self.open.borrow()
     }
 
+    /// Waits until nobody waits at the gate: those who were held back went away, or through.
+    pub async fn left(&self) {
+        self.open.closed().await;
+    }
+
     /// Waits until the gate is open.
     pub async fn passed(&self) {
         // The sender lives as long as `self`, so waiting cannot fail.

@@ -75,6 +75,15 @@ impl VisitEnd {
         }
     }
 
+    /// Whether the shop, or the catalogue, answered the question: nobody else has to ask it.
+    pub fn is_answer(&self) -> bool {
+        match self {
+            Self::Found(_) | Self::NotFound | Self::Mismatch { .. } | Self::Sold | Self::NotSold => true,
+            Self::Failed { .. } => false,
+            Self::NoCatalogue | Self::PutBack | Self::Lost { .. } | Self::Void => false,
+        }
+    }
+
     /// The shop is not in use any more (rule 13): no attempt makes sense.
     pub fn removed() -> Self {
         Self::Failed { reason: removed(), again: Again::Never }

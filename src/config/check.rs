@@ -290,6 +290,7 @@ fn tor(section: Section<'_>) -> Tor {
         age_max: section.duration("age_max", SECOND..=CIRCUIT_AGE_MAX),
         block_memory: section.duration("block_memory", SECOND..=7 * DAY),
         probe_timeout: section.duration("probe_timeout", TIMEOUT),
+        hedge_percent: small(&section, "hedge_percent", 0..=100),
     };
     if tor.binding == Binding::Strict && tor.control.is_none() {
         section.problem(

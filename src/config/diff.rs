@@ -148,6 +148,7 @@ keys! {
         age_max: live,
         block_memory: live,
         probe_timeout: live,
+        hedge_percent: live,
     }
     Fetch {
         connect_timeout: live,
@@ -188,6 +189,7 @@ keys! {
         unverified: live,
         rate: live,
         concurrency: live,
+        hedge: live,
         candidates_max: live,
         headers: live,
         blocks: live,

@@ -53,7 +53,8 @@ pub(super) fn sites(report: &Report, every_site: Option<&Node>, sites: &Table) -
 }
 
 /// What every shop may share: its address and its search are its own, and `via` is never a default.
-const SHARED: [&str; 6] = ["unverified", "rate", "concurrency", "candidates_max", "blocks", "fields"];
+const SHARED: [&str; 7] =
+    ["unverified", "rate", "concurrency", "hedge", "candidates_max", "blocks", "fields"];
 
 /// `[every_site]` without the keys that do not belong there, which are reported once and not for each shop.
 fn known_only(report: &Report, node: &Node) -> Node {
@@ -118,6 +119,7 @@ fn site(section: Section<'_>, entry: &Entry, position: usize) -> Option<Recipe> 
         unverified: section.flag("unverified"),
         rate: section.rate("rate"),
         concurrency: small(&section, "concurrency", 1..=64) as usize,
+        hedge: section.flag("hedge"),
         candidates_max: small(&section, "candidates_max", 1..=20) as usize,
         headers: headers(&section),
         blocks: section.section("blocks").map(blocks).unwrap_or_default(),

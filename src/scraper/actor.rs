@@ -15,6 +15,7 @@ use super::deadlines::Deadlines;
 use super::fetch::FetchLimits;
 use super::pace::Pace;
 use super::queue::{Label, ShopLimits};
+use super::stopwatch::Stopwatch;
 use super::tor::TorGate;
 use super::{Visit, pool, visit};
 use crate::config;
@@ -32,6 +33,8 @@ pub struct Gear {
     pub floor: Arc<AtomicU64>,
     pub tor: TorGate,
     pub probe_timeout: Duration,
+    /// Of a shop's visits so many in a hundred may be started once more.
+    pub hedge_percent: u32,
     pub shops: BTreeMap<SiteName, Shop>,
     pub catalogue: Option<CatalogueGear>,
     pub circuits: circuit::Settings,
@@ -105,7 +108,7 @@ pub(super) struct Arguments {
 
 pub(super) enum Msg {
     /// Tell: do this visit with this gear, answer its ticket, and tell the pool that it is over.
-    Visit { visit: Box<Visit>, gear: Arc<Gear>, pace: Option<Pace> },
+    Visit { visit: Box<Visit>, gear: Arc<Gear>, pace: Option<Pace>, stopwatch: Stopwatch },
 }
 
 impl fmt::Debug for Msg {
@@ -137,13 +140,14 @@ impl Actor for ScraperActor {
     }
 
     async fn handle(&self, _: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
-        let Msg::Visit { visit, gear, pace } = msg;
+        let Msg::Visit { visit, gear, pace, stopwatch } = msg;
         let label = visit.label();
         let watched = gear.deadlines.enter(
             label.site.clone(),
             Instant::now() + gear.visit_deadline,
             gear.visit_grace(),
         );
+        let watched = watched.timed_by(stopwatch);
         failpoint::hit(Point::ScraperVisit);
         state.arguments.gear = gear;
         state.retire_if_worn();

@@ -67,6 +67,13 @@ impl fmt::Display for CircuitId {
     }
 }
 
+/// What a visit went through.
+#[derive(Clone, Debug)]
+pub struct By {
+    pub circuit: CircuitId,
+    pub exit: Arc<ExitRelay>,
+}
+
 /// What all circuits of the process have in common. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -120,7 +127,7 @@ pub struct Circuit {
     /// The shop that is visited now.
     serves: Option<SiteName>,
     /// What the visit of now last went through; outlives the generation that a block ends.
-    visited_by: Option<(CircuitId, Arc<ExitRelay>)>,
+    visited_by: Option<By>,
     pub(super) retry_after: Option<Duration>,
 }
 
@@ -166,7 +173,7 @@ impl Circuit {
     /// The shop that is visited from now on, if any: what an exit that blocked it is kept away from.
     pub fn serve(&mut self, site: Option<SiteName>) {
         self.settings.roster.note(self.id, |row| row.visiting.clone_from(&site));
-        self.visited_by = self.exit.clone().filter(|_| site.is_some()).map(|exit| (self.id, exit));
+        self.visited_by = self.by().filter(|_| site.is_some());
         self.serves = site;
     }
 
@@ -176,14 +183,18 @@ impl Circuit {
     }
 
     /// The generation and the exit that the visit of now last went through, where a control port tells it.
-    pub fn visited_by(&self) -> Option<&(CircuitId, Arc<ExitRelay>)> {
+    pub fn visited_by(&self) -> Option<&By> {
         self.visited_by.as_ref()
+    }
+
+    fn by(&self) -> Option<By> {
+        self.exit.clone().map(|exit| By { circuit: self.id, exit })
     }
 
     fn exit_is(&mut self, exit: Option<Arc<ExitRelay>>) {
         self.settings.roster.note(self.id, |row| row.exit.clone_from(&exit));
-        self.visited_by = exit.clone().map(|exit| (self.id, exit));
         self.exit = exit;
+        self.visited_by = self.by();
     }
 
     /// Takes note of a block by the shop that is visited.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::stopwatch::Stopwatch;
 use crate::model::SiteName;
 
 /// All visits in flight of this process; as many as there are circuits at most. Cheap to clone.
@@ -33,6 +34,8 @@ pub struct Due {
 pub struct Watched {
     entry: u64,
     of: Deadlines,
+    /// Runs when a deadline does.
+    stopwatch: Stopwatch,
 }
 
 impl Deadlines {
@@ -43,7 +46,7 @@ impl Deadlines {
         let entry = table.entered;
         table.due.insert(entry, (site, Some(at), grace));
         drop(table);
-        Watched { entry, of: self.clone() }
+        Watched { entry, of: self.clone(), stopwatch: Stopwatch::default() }
     }
 
     /// How many are in flight.
@@ -61,13 +64,26 @@ impl Deadlines {
 }
 
 impl Watched {
+    /// Its time is shown by this stopwatch, from its first dial on.
+    pub fn timed_by(mut self, stopwatch: Stopwatch) -> Self {
+        self.stopwatch = stopwatch;
+        self
+    }
+
     /// The deadline is this one now.
     pub fn is_due(&self, at: Instant) {
+        self.stopwatch.run(Instant::now());
         self.set(Some(at));
+    }
+
+    /// The shop answered.
+    pub fn is_answered(&self) {
+        self.stopwatch.answered(Instant::now());
     }
 
     /// It waits for its turn; how long may change meanwhile. [`Self::is_due`] ends the wait.
     pub fn waits(&self) {
+        self.stopwatch.pause(Instant::now());
         self.set(None);
     }
 
@@ -81,6 +97,7 @@ impl Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
+        self.stopwatch.pause(Instant::now());
         self.of.0.lock().unwrap_or_else(PoisonError::into_inner).due.remove(&self.entry);
     }
 }

@@ -4,7 +4,9 @@
 //! visit at a time and says when it is over, so no scraper has a queue of its own.
 
 mod change;
+mod hedge;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +16,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::Visit;
 use super::actor::{self, Gear, ScraperActor};
+use super::hedge::Hedging;
 use super::queue::{Label, Next, Open, Queue};
+use super::stopwatch::Stopwatch;
 use super::suspension::{CRASHES, Verdict};
+use super::{Twin, Visit};
 use crate::failpoint::{self, Point};
+use crate::model::SiteName;
 use crate::supervisor::address::{self, Address, Publisher};
 use crate::supervisor::policy::{Backoff, Decision, History, Intensity, Roll};
 use crate::telemetry::Event;
@@ -116,6 +121,7 @@ struct State {
     gears: watch::Receiver<Arc<Gear>>,
     queue: Queue<Box<Visit>>,
     workers: Vec<Worker>,
+    hedging: BTreeMap<SiteName, Hedging>,
     history: History,
     incarnations: u64,
     drain: watch::Sender<Option<Instant>>,
@@ -133,9 +139,20 @@ struct State {
 struct Worker {
     actor: Option<ActorRef<actor::Msg>>,
     incarnation: u64,
-    visit: Option<Label>,
+    visit: Option<InHand>,
     /// It took no visit any more; whoever hears of its end starts it again.
     dying: bool,
+}
+
+/// A visit that a scraper is at.
+#[derive(Debug)]
+struct InHand {
+    label: Label,
+    stopwatch: Stopwatch,
+    /// What it began with.
+    gear: Arc<Gear>,
+    /// As long as it may be started once more.
+    twin: Option<Twin>,
 }
 
 /// A task that ends when its owner does.
@@ -171,6 +188,7 @@ impl Actor for PoolActor {
         Ok(State {
             queue,
             workers,
+            hedging: BTreeMap::new(),
             history: History::default(),
             incarnations: 0,
             drain: watch::channel(None).0,
@@ -250,7 +268,10 @@ impl State {
 
     fn visit_over(&mut self, worker: usize, incarnation: u64, label: &Label, its_own_end: bool) {
         let Some(slot) = self.workers.get_mut(worker) else { return };
-        if slot.incarnation == incarnation && slot.visit.take().is_some() {
+        if slot.incarnation == incarnation
+            && let Some(in_hand) = slot.visit.take()
+        {
+            self.note_time(&in_hand);
             self.queue.ended(label);
             if its_own_end {
                 self.queue.ended_well(label);
@@ -275,7 +296,7 @@ impl State {
         let slot = &mut self.workers[worker];
         slot.actor = None;
         let (now, roll) = (Instant::now(), Roll::by_chance());
-        let verdict = slot.visit.take().and_then(|label| {
+        let verdict = slot.visit.take().and_then(|InHand { label, .. }| {
             self.queue.ended(&label);
             Some((self.queue.crashed(&label, now, roll)?, label.site))
         });
@@ -369,7 +390,7 @@ impl State {
                 Next::Start(label, visit) => self.hand_over(free, label, visit),
                 Next::Wait(until) => {
                     self.look_at(until, me);
-                    break;
+                    return self.hedge(open, me);
                 }
             }
         }
@@ -380,16 +401,8 @@ impl State {
             self.queue.ended(&label); // Its coordinator was restarted and asks again itself.
             return;
         }
-        let worker = &mut self.workers[free];
-        let (gear, pace) = (Arc::clone(&self.gear), self.queue.pace(&label.site));
-        let order = actor::Msg::Visit { visit, gear, pace };
-        let sent = worker.actor.as_ref().is_some_and(|actor| actor.cast(order).is_ok());
-        if sent {
-            worker.visit = Some(label);
-        } else {
-            worker.dying = true; // The news of it is on its way, and the dropped ticket has answered.
-            self.queue.ended(&label);
-        }
+        let in_hand = self.in_hand(label, &visit);
+        self.send(free, in_hand, visit);
     }
 
     fn look_at(&mut self, until: Option<Instant>, me: &ActorRef<Msg>) {

@@ -5,6 +5,7 @@
 //! waits for Tor or a pace the others go on, and between two suspects the others get a turn.
 
 mod change;
+mod twin;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;

@@ -9,13 +9,12 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::actor::{CatalogueGear, Gear, Shop};
-use super::circuit::{Circuit, CircuitId};
+use super::circuit::{By, Circuit};
 use super::deadlines::Watched;
 use super::fetch::{FetchError, Verdict};
 use super::pace::Pace;
-use super::relay::ExitRelay;
 use super::tor::TorState;
-use super::{Announced, CATALOGUE, Ticket, Visit};
+use super::{Announced, CATALOGUE, Slow, Ticket, Visit};
 use crate::batch::machine::{Again, VisitEnd};
 use crate::descriptors;
 use crate::failpoint::{self, Point};
@@ -73,23 +72,35 @@ impl Call<'_> {
             visit.ticket.answer(end);
             return false;
         }
-        let started = Instant::now();
         self.circuit.serve(Some(visit.site.clone()));
         self.circuit.avoid_blocked_exit();
-        let circuit = self.circuit.id().to_string();
-        let facts = VisitFacts::of(&visit);
-        facts.tell_started(&circuit);
-        let end = self.visit_or_put_back(&mut visit, started).await;
-        failpoint::hit_about(Point::ScraperFetched, &[&visit.ean, &visit.site]);
-        facts.tell_ended(&circuit, self.circuit.visited_by(), &end, started.elapsed());
-        drop(in_flight);
+        let begun = visit.ticket.begin(VisitFacts::of(&visit), self.circuit.id().to_string());
+        let Some(started) = begun else {
+            self.circuit.serve(None);
+            return false;
+        };
+        let overtaken = visit.ticket.overtaken();
+        let end = tokio::select! {
+            biased;
+            () = overtaken => None,
+            end = self.visit_or_put_back(&mut visit, started) => Some(end),
+        };
+        visit.ticket.went_by(self.circuit.visited_by());
         self.circuit.serve(None);
+        // Its twin has the answer, or the one whose twin it is: the exchange is dropped, and nothing is charged.
+        let Some(end) = end else { return false };
+        failpoint::hit_about(Point::ScraperFetched, &[&visit.ean, &visit.site]);
+        if end.is_answer() {
+            self.watched.is_answered();
+        }
+        let is_its_own = end.is_its_own();
+        let reply = visit.ticket.over(end);
+        drop(in_flight);
         if visit.suspect {
             self.watched.waits();
             mark.clear_after_the_last().await;
         }
-        let is_its_own = end.is_its_own();
-        visit.ticket.answer(end);
+        drop(reply); // Now it is heard of.
         is_its_own
     }
 
@@ -432,7 +443,7 @@ impl Mark {
 }
 
 /// What the log says of a visit.
-struct VisitFacts {
+pub(super) struct VisitFacts {
     batch_id: String,
     index: u64,
     ean: Box<str>,
@@ -441,7 +452,7 @@ struct VisitFacts {
 }
 
 impl VisitFacts {
-    fn of(visit: &Visit) -> Self {
+    pub(super) fn of(visit: &Visit) -> Self {
         Self {
             batch_id: visit.batch_id.to_string(),
             index: visit.key.index.into(),
@@ -451,18 +462,29 @@ impl VisitFacts {
         }
     }
 
-    fn tell_started(&self, circuit: &str) {
+    pub(super) fn tell_started(&self, circuit: &str) {
         let Self { batch_id, index, ean, site, attempt } = self;
         Event::VisitStarted { batch_id, index: *index, ean, site, circuit, attempt: *attempt }.emit();
     }
 
-    /// `by`: what it really went through, where that is known; a blocked exit may have been left before.
-    fn tell_ended(
+    /// `first`: the circuit that is slow.
+    pub(super) fn tell_hedged(&self, circuit: &str, first: &str, slow: &Slow) {
+        let Self { batch_id, index, ean, site, attempt } = self;
+        let (index, attempt) = (*index, *attempt);
+        let (after_ms, median_ms) = (slow.spent.as_millis() as u64, slow.median.as_millis() as u64);
+        Event::VisitHedged { batch_id, index, ean, site, circuit, first, attempt, after_ms, median_ms }
+            .emit();
+    }
+
+    /// `by`: what it really went through, where that is known; a blocked exit may have been left before. `won_by`: whose
+    /// end it is, if it was hedged.
+    pub(super) fn tell_ended(
         &self,
         circuit: &str,
-        by: Option<&(CircuitId, Arc<ExitRelay>)>,
+        by: Option<&By>,
         end: &VisitEnd,
         took: Duration,
+        won_by: Option<&str>,
     ) {
         let Self { batch_id, index, ean, site, attempt } = self;
         let (outcome, detail) = match end {
@@ -478,10 +500,10 @@ impl VisitFacts {
         };
         let duration_ms = took.as_millis() as u64;
         let (index, attempt) = (*index, *attempt);
-        let by_name = by.map(|(circuit, _)| circuit.to_string());
+        let by_name = by.map(|by| by.circuit.to_string());
         let circuit = by_name.as_deref().unwrap_or(circuit);
-        let exit = by.map(|(_, exit)| &*exit.nickname);
-        let country = by.and_then(|(_, exit)| exit.country.as_deref());
+        let exit = by.map(|by| &*by.exit.nickname);
+        let country = by.and_then(|by| by.exit.country.as_deref());
         Event::VisitEnded {
             batch_id,
             index,
@@ -494,6 +516,7 @@ impl VisitFacts {
             outcome,
             detail,
             duration_ms,
+            won_by,
         }
         .emit();
     }

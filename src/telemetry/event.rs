@@ -234,10 +234,17 @@ events! {
     VisitStarted = "visit_started", DEBUG, "visit started"
         { batch_id: &'a str, index: u64, ean: &'a str, site: &'a str, circuit: &'a str, attempt: u64 }
         => "Nothing."
-    /// A visit ended.
+    /// A visit takes more than twice its shop's median on `first`: it was started once more, on `circuit`. The first answer
+    /// is its end, and the other one is dropped.
+    VisitHedged = "visit_hedged", INFO, "slow visit started once more"
+        { batch_id: &'a str, index: u64, ean: &'a str, site: &'a str, circuit: &'a str, first: &'a str, attempt: u64,
+          after_ms: u64, median_ms: u64 }
+        => "Nothing. tor.hedge_percent bounds how often; sites.NAME.hedge = false spares a shop that counts requests."
+    /// A visit ended. If it was started once more (`visit_hedged`), `won_by` says whose end it is: `first` or `twin`.
     VisitEnded = "visit_ended", INFO, "visit ended"
-        { batch_id: &'a str, index: u64, ean: &'a str, site: &'a str, circuit: &'a str,
-          exit: Option<&'a str>, country: Option<&'a str>, attempt: u64, outcome: &'a str, detail: &'a str, duration_ms: u64 }
+        { batch_id: &'a str, index: u64, ean: &'a str, site: &'a str, circuit: &'a str, exit: Option<&'a str>,
+          country: Option<&'a str>, attempt: u64, outcome: &'a str, detail: &'a str, duration_ms: u64,
+          won_by: Option<&'a str> }
         => "Nothing, for one. If many of a shop fail in the same way, look at its recipe."
     /// A circuit was retired; the next visit of its scraper uses a new one.
     CircuitRetired = "circuit_retired", INFO, "circuit retired" { circuit: &'a str, reason: &'a str }

@@ -11,6 +11,7 @@ mod disk;
 mod docs;
 mod explain;
 mod faults;
+mod hedge;
 mod manager;
 mod reload;
 mod restart;

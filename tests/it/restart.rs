@@ -5,7 +5,7 @@ mod kills;
 mod poison;
 mod storms;
 mod suspects;
-mod waiting;
+pub mod waiting;
 
 use glaneur_kit::receiver::Seen;
 

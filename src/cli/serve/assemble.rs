@@ -238,6 +238,7 @@ fn gear(config: &Config, base: &Base, token: Option<String>) -> Gear {
         ledger: base.ledger.clone(),
         tor: base.tor.clone(),
         probe_timeout: config.tor.probe_timeout,
+        hedge_percent: config.tor.hedge_percent,
         shops: shops.collect(),
         catalogue,
         circuits: base.circuits.clone(),

@@ -35,6 +35,7 @@ impl State {
         for (_, visit) in gone {
             removed(*visit);
         }
+        self.forget_times();
         if before.probe_timeout != self.gear.probe_timeout {
             self.tor_watcher = watch_tor(&self.gear);
         }
