@@ -136,6 +136,13 @@ impl Secrets {
     }
 }
 
+/// What tor's control port wants to hear, of the configuration alone. None: the cookie that tor names is read.
+pub fn control_password(config: &Config) -> Result<Option<Password>, String> {
+    let Some(path) = &config.tor.control_password_file else { return Ok(None) };
+    let password = read(path).map_err(|what| format!("`{CONTROL}`: \"{}\": {what}", path.display()))?;
+    Ok(Some(Password(password)))
+}
+
 /// A secret of one line; what is wrong never tells what the file holds.
 fn read(path: &Path) -> Result<String, String> {
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, MutexGuard, OnceCell, watch};
 
-use crate::support::{LONG, Stage, accepted, batch, until};
+use crate::support::{BINARY, LONG, Stage, accepted, batch, until};
 use crate::tor::{assert_only_exits_came, network, stage_behind};
 
 const PASSWORD: &str = "open sesame";
@@ -373,7 +373,19 @@ async fn others_who_use_the_same_tor_are_not_harmed_by_a_strict_daemon() {
     }
     neighbour(&network, shop(&stage)).await.unwrap();
 
-    // Killed, it leaves the others without a way; the next start takes them up, also one that waits already.
+    // Killed, it leaves the others without a way; a person can give tor back.
+    daemon.kill_9().await.unwrap();
+    assert!(leaves_streams_unattached(&network).await, "nobody was left to put it back");
+    let released =
+        Command::new(BINARY).arg("--config").arg(daemon.config_path()).args(["tor", "release"]).output();
+    let said = String::from_utf8(released.unwrap().stdout).unwrap();
+    assert!(said.starts_with("tor attaches streams by itself again"), "{said}");
+    assert!(!leaves_streams_unattached(&network).await);
+    neighbour(&network, shop(&stage)).await.unwrap();
+    daemon.restart().await.unwrap();
+    daemon.wait_for_event("tor_found", |_| true).await.unwrap();
+
+    // Killed again; the next start takes them up, also one that waits already.
     daemon.kill_9().await.unwrap();
     assert!(leaves_streams_unattached(&network).await, "nobody was left to put it back");
     let waits = neighbour(&network, shop(&stage));
@@ -429,4 +441,39 @@ async fn a_wrong_password_is_told_once_and_the_right_one_is_taken_by_a_reload() 
     assert_eq!((&control["state"], &control["conflux"]), (&"there".into(), &true.into()), "{ready}");
     assert_eq!(control["bootstrap"]["progress"], 100, "{ready}");
     daemon.stop_well().await;
+}
+
+#[tokio::test]
+async fn a_tor_that_is_paused_or_restarted_under_a_strict_daemon_costs_nothing() {
+    let network = network().await;
+    let stage = stage(&network, 8, 4).set("tor", "binding", "strict").set("tor", "probe_timeout", "1s").set(
+        "fetch",
+        "attempts_max",
+        1,
+    );
+    let daemon = stage.start().await;
+    daemon.wait_for_event("tor_found", |_| true).await.unwrap();
+    let eans = eans(8);
+    let again = async |event: &str, times: usize| {
+        until(event, || daemon.events(event).len() == times).await;
+    };
+    network.pause_client().unwrap();
+    again("tor_lost", 1).await;
+    accepted(daemon.submit(&batch(eans[..4].iter().map(String::as_str))).await.unwrap());
+    daemon.wait_for_event("batch_taken", |_| true).await.unwrap();
+    assert_eq!(daemon.get("/readyz").await.unwrap().0, 200, "a paused tor blocks nothing");
+    network.resume_client().unwrap();
+    again("tor_found", 2).await;
+    again("batch_ended", 1).await;
+
+    network.stop_client();
+    again("tor_lost", 2).await;
+    accepted(daemon.submit(&batch(eans[4..].iter().map(String::as_str))).await.unwrap());
+    network.start_client().await.unwrap();
+    again("tor_found", 3).await;
+    again("batch_ended", 2).await;
+    assert!(stage.receiver.products().iter().all(|product| product["status"] == "found"));
+    assert!(leaves_streams_unattached(&network).await, "the new tor was told as well");
+    daemon.stop_well().await;
+    assert!(!leaves_streams_unattached(&network).await);
 }
