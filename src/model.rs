@@ -6,6 +6,7 @@ pub mod delivery;
 pub mod gtin;
 pub mod intake;
 pub mod page;
+pub mod way;
 
 pub use batch::{BatchId, BatchNo, Outcome, ProductKey, Reason, SiteName, Status};
 pub use body::Language;

@@ -2,7 +2,7 @@
 //!
 //! Pure functions from bytes to owned data; neither tokio nor ractor below here. A visit runs
 //! [`Recipe::search_request`] → [`search::candidates`] → [`Recipe::page_request`] → [`extract::extract`] →
-//! [`extract::check`] → [`Recipe::site_object`], and looks at [`Recipe::block_reason`] after each answer. The two that
+//! [`extract::check`] → [`Recipe::site_object`], and looks at [`Blocks::of_page`] after each answer. The two that
 //! parse are meant for a blocking thread: they look at the clock and end with [`RecipeError::TooSlow`].
 //!
 //! # What a recipe writer writes
@@ -50,8 +50,9 @@ use url::Url;
 
 use crate::config::{HostRule, Rate};
 use crate::model::Gtin;
-use crate::model::page::{Method, Page, Request, Via};
+use crate::model::page::{Method, Request, Via};
 
+pub mod block;
 pub mod document;
 pub mod extract;
 pub mod search;
@@ -63,6 +64,7 @@ mod structured;
 #[cfg(test)]
 mod tests;
 
+pub use block::{Block, Blocks, Expected, Marker, OnBlock};
 pub use syntax::{Cleaning, JsonPath, LinkSource, Pattern, Source};
 
 /// Where the barcode goes in a URL, a form or a JSON body.
@@ -131,30 +133,9 @@ pub struct Recipe {
     /// Sent with every request.
     pub headers: Vec<(String, String)>,
     pub blocks: Blocks,
+    pub on_block: OnBlock,
     pub search: Search,
     pub fields: Vec<Field>,
-}
-
-/// Which answers mean "go away".
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Blocks {
-    pub status: Vec<u16>,
-    /// Texts of a page that is a challenge and not a product.
-    pub markers: Vec<Marker>,
-}
-
-/// A text to look for, whatever its case.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Marker {
-    pub text: String,
-    pattern: Pattern,
-}
-
-impl Marker {
-    pub fn new(text: &str) -> Result<Self, String> {
-        let pattern = Pattern::parse(&format!("(?i){}", regex::escape(text)))?;
-        Ok(Self { text: text.to_owned(), pattern })
-    }
 }
 
 /// How a shop is searched.
@@ -266,17 +247,12 @@ impl Recipe {
             })
     }
 
-    /// Why `page` is the shop's way to say no, if it is.
-    pub fn block_reason(&self, page: &Page) -> Option<String> {
-        if self.blocks.status.contains(&page.status) {
-            return Some(format!("status {}", page.status));
+    /// What its search brings.
+    pub fn expected_of_search(&self) -> Expected {
+        match self.search.answer {
+            Answer::Html => Expected::Page,
+            Answer::Json | Answer::HtmlInJson(_) => Expected::Data,
         }
-        if self.blocks.markers.is_empty() {
-            return None;
-        }
-        let text = document::decode(&page.bytes, page.content_type.as_deref());
-        let marker = self.blocks.markers.iter().find(|marker| marker.pattern.is_match(&text))?;
-        Some(format!("page says \"{}\"", marker.text))
     }
 
     /// What a visit of this shop waits for: Tor, if its search or its pages go through it.

@@ -14,12 +14,14 @@
 
 pub mod actor;
 pub mod blocks;
+pub mod builds;
 pub mod circuit;
 pub mod control;
 pub mod deadlines;
 pub mod decode;
 pub mod fetch;
 pub mod hedge;
+pub mod latency;
 pub mod pace;
 pub mod pool;
 pub mod probe;

@@ -6,6 +6,7 @@
 pub mod catalogue;
 mod conduct;
 mod structure;
+mod wary;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -21,6 +22,7 @@ pub use self::{
     catalogue::{Catalogue, Product},
     conduct::{BOMB_BYTES, Conduct, NESTED_BYTES, When},
     structure::{Purpose, ShopKind},
+    wary::{Wariness, Wary},
 };
 use self::{
     catalogue::{DECOY, gtin14},
@@ -94,7 +96,7 @@ struct Counter {
 struct Rule {
     when: When,
     conduct: Conduct,
-    /// Requests that had come before the rule was made: they do not count for `BlockedAfter`.
+    /// Requests that had come before the rule was made: they do not count for those who count.
     hits_before: usize,
 }
 
@@ -237,8 +239,17 @@ impl Counter {
     }
 
     fn decided(&self, rule: &Rule, hit: &Hit) -> Conduct {
-        let Conduct::BlockedAfter(free) = rule.conduct else {
-            return rule.conduct.clone();
+        let free = match rule.conduct {
+            Conduct::BlockedAfter(free) => free,
+            Conduct::Wary(wariness) => {
+                let mut wary = Wary::new(wariness);
+                let refused = self.hits.with(|hits| {
+                    let before = hits[rule.hits_before..].iter().filter(|other| rule.when.fits(other));
+                    before.chain([hit]).fold(false, |_, hit| wary.refuses(hit.local))
+                });
+                return if refused { Conduct::Status(403) } else { Conduct::Normal };
+            }
+            ref other => return other.clone(),
         };
         let counts = |other: &&Hit| other.local == hit.local && rule.when.fits(other);
         let came = self.hits.with(|hits| hits[rule.hits_before..].iter().filter(counts).count());

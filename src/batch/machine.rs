@@ -17,6 +17,7 @@ use serde_json::{Map, Value};
 
 use crate::model::Gtin;
 use crate::model::batch::{Outcome, Reason, SiteName, Status};
+use crate::model::way::Way;
 
 /// Which question a slot asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +53,8 @@ pub enum VisitEnd {
     NoCatalogue,
     /// The attempt is charged.
     Failed { reason: Reason, again: Again },
+    /// The shop refused what came by this way, by this rule. The attempt is charged, but see [`Product::refused`].
+    Refused { rule: String, way: Way, again: Again },
     /// Nothing is charged: Tor was away, the daemon drains.
     PutBack,
     /// The visit was lost with its scraper or its queue. `dialled`: its own scraper failed after the first dial, which is
@@ -62,24 +65,11 @@ pub enum VisitEnd {
 }
 
 impl VisitEnd {
-    /// Whether the visit went its way: it met the shop, or would have, and its scraper outlived it.
-    pub fn is_its_own(&self) -> bool {
-        match self {
-            Self::Found(_)
-            | Self::NotFound
-            | Self::Mismatch { .. }
-            | Self::Sold
-            | Self::NotSold
-            | Self::Failed { .. } => true,
-            Self::NoCatalogue | Self::PutBack | Self::Lost { .. } | Self::Void => false,
-        }
-    }
-
     /// Whether the shop, or the catalogue, answered the question: nobody else has to ask it.
     pub fn is_answer(&self) -> bool {
         match self {
             Self::Found(_) | Self::NotFound | Self::Mismatch { .. } | Self::Sold | Self::NotSold => true,
-            Self::Failed { .. } => false,
+            Self::Failed { .. } | Self::Refused { .. } => false,
             Self::NoCatalogue | Self::PutBack | Self::Lost { .. } | Self::Void => false,
         }
     }
@@ -88,7 +78,16 @@ impl VisitEnd {
     pub fn removed() -> Self {
         Self::Failed { reason: removed(), again: Again::Never }
     }
+
+    /// The shop refuses most exits (design 3.3): nothing goes there before a trial was let in.
+    pub fn turned_away() -> Self {
+        let detail = "the shop refuses most exits, and is left alone until it lets one in";
+        Self::Failed { reason: Reason::new(BLOCKED, detail), again: Again::Never }
+    }
 }
+
+/// The kind of the error where a shop said no.
+pub const BLOCKED: &str = "blocked";
 
 fn removed() -> Reason {
     Reason::new("removed", "the shop is no longer in the configuration, or switched off")
@@ -160,6 +159,14 @@ struct Slot {
     /// Charged attempts, and the one under way.
     attempt: u32,
     state: SlotState,
+    /// The last try was refused through a circuit whose exit nobody knows.
+    refused: bool,
+    /// The attempt under way has had its try that is not charged.
+    repeated: bool,
+}
+
+impl Slot {
+    const NEW: Self = Self { attempt: 1, state: SlotState::Done(None), refused: false, repeated: false };
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -242,12 +249,13 @@ impl Product {
                 let reason = Reason::new("not_in_catalogue", "the catalogue does not sell this barcode");
                 self.end(Outcome::without_visit(Status::NotInCatalogue, Some(reason)))
             }
-            VisitEnd::Failed { reason, again } => self.attempt_failed(shop, reason, again, plan),
+            VisitEnd::Failed { reason, again } => self.failed(shop, reason, again, plan),
+            VisitEnd::Refused { rule, way, again } => self.refused(shop, rule, &way, again, plan),
             VisitEnd::PutBack => vec![self.ask(shop)],
             VisitEnd::Lost { dialled: false } => vec![self.pause(shop, LOST_AGAIN_AFTER)],
             VisitEnd::Lost { dialled: true } => {
                 let reason = Reason::new("crashed", "the scraper failed during the visit");
-                self.attempt_failed(shop, reason, Again::Soon, plan)
+                self.failed(shop, reason, Again::Soon, plan)
             }
             VisitEnd::Void => {
                 self.over = true;
@@ -256,18 +264,34 @@ impl Product {
         }
     }
 
+    /// Refused twice in a row through circuits whose exits nobody knows, it may have been the same exit twice: it is tried
+    /// once more, uncharged (design 3.3). Once for each attempt, so at most twice as often as there are attempts.
+    fn refused(&mut self, shop: usize, rule: String, way: &Way, again: Again, plan: &Plan) -> Vec<Effect> {
+        let slot = &mut self.slots[shop];
+        let before = std::mem::replace(&mut slot.refused, matches!(way, Way::Circuit(_)));
+        if let Some(pause) = pause_for(again, slot.attempt, plan)
+            && before
+            && slot.refused
+            && !std::mem::replace(&mut slot.repeated, true)
+        {
+            return vec![self.pause(shop, pause)];
+        }
+        self.attempt_failed(shop, Reason::new(BLOCKED, rule), again, plan)
+    }
+
+    fn failed(&mut self, shop: usize, reason: Reason, again: Again, plan: &Plan) -> Vec<Effect> {
+        self.slots[shop].refused = false;
+        self.attempt_failed(shop, reason, again, plan)
+    }
+
     fn attempt_failed(&mut self, shop: usize, reason: Reason, again: Again, plan: &Plan) -> Vec<Effect> {
         let attempts_max =
             if self.step == Step::Catalogue { plan.catalogue_attempts_max } else { plan.attempts_max };
-        let attempt = self.slots[shop].attempt;
-        let pause = match again {
-            Again::Never => None,
-            _ if attempt >= attempts_max => None,
-            Again::Soon => Some(pause_before(attempt, plan)),
-            Again::After(at_least) => Some(pause_before(attempt, plan).max(at_least)),
-        };
+        let slot = &mut self.slots[shop];
+        let pause = pause_for(again, slot.attempt, plan).filter(|_| slot.attempt < attempts_max);
         if let Some(pause) = pause {
-            self.slots[shop].attempt += 1;
+            slot.attempt += 1;
+            slot.repeated = false;
             return vec![self.pause(shop, pause)];
         }
         if self.step == Step::Catalogue {
@@ -335,7 +359,7 @@ impl Product {
 
     fn begin_round(&mut self, step: Step, plan: &Plan) -> Vec<Effect> {
         self.step = step;
-        self.slots = vec![Slot { attempt: 1, state: SlotState::Done(None) }; plan.shops.len()];
+        self.slots = vec![Slot::NEW; plan.shops.len()];
         let mut effects = Vec::with_capacity(plan.shops.len());
         for (shop, (_, in_use)) in plan.shops.iter().enumerate() {
             if *in_use {
@@ -349,7 +373,7 @@ impl Product {
 
     fn ask_catalogue(&mut self) -> Vec<Effect> {
         self.step = Step::Catalogue;
-        self.slots = vec![Slot { attempt: 1, state: SlotState::Done(None) }];
+        self.slots = vec![Slot::NEW];
         vec![self.ask(0)]
     }
 
@@ -379,6 +403,15 @@ impl Product {
     fn end(&mut self, outcome: Outcome) -> Vec<Effect> {
         self.over = true;
         vec![Effect::End(Box::new(outcome))]
+    }
+}
+
+/// The pause before the attempt after this one, if that makes sense.
+fn pause_for(again: Again, attempt: u32, plan: &Plan) -> Option<Duration> {
+    match again {
+        Again::Never => None,
+        Again::Soon => Some(pause_before(attempt, plan)),
+        Again::After(at_least) => Some(pause_before(attempt, plan).max(at_least)),
     }
 }
 
@@ -546,6 +579,62 @@ mod tests {
             let effects = product.apply(Input::Due(slots(&effects)[0]), &plan);
             assert!(matches!(effects[0], Effect::Ask { attempt: n, .. } if n == attempt), "{effects:?}");
         }
+    }
+
+    /// How often a visit is tried that always ends so, and the attempts that are charged.
+    fn tries(end: impl Fn(usize) -> VisitEnd, attempts_max: u32) -> Vec<u32> {
+        let plan = Plan { attempts_max, ..plan(&["a"]) };
+        let (mut product, mut effects) = Product::claimed(primary(), None, &plan);
+        let mut tries = Vec::new();
+        while let [Effect::Ask { slot, attempt }] = effects[..] {
+            tries.push(attempt);
+            effects = product.apply(Input::Ended(slot, end(tries.len())), &plan);
+            if let [Effect::Pause { slot, .. }] = effects[..] {
+                effects = product.apply(Input::Due(slot), &plan);
+            }
+        }
+        assert_eq!(outcome(effects).status, Status::Failed);
+        tries
+    }
+
+    fn refused(way: Way) -> VisitEnd {
+        VisitEnd::Refused { rule: "status 403".into(), way, again: Again::Soon }
+    }
+
+    #[test]
+    fn a_second_refusal_by_an_exit_that_nobody_knows_is_not_charged_once_for_each_attempt() {
+        let unknown = |number: usize| refused(Way::Circuit(number.to_string().into()));
+        assert_eq!(tries(unknown, 3), [1, 2, 2, 3, 3]);
+        assert_eq!(tries(unknown, 1), [1]);
+        let known = |number: usize| refused(Way::Exit(number.to_string().into()));
+        assert_eq!(tries(known, 3), [1, 2, 3], "they were different exits");
+        assert_eq!(tries(|_| refused(Way::Direct), 3), [1, 2, 3], "and here it is always the same");
+    }
+
+    #[test]
+    fn only_refusals_in_a_row_may_be_by_the_same_exit() {
+        let between = |number: usize| match number {
+            2 => failed(Again::Soon),
+            _ => refused(Way::Circuit(number.to_string().into())),
+        };
+        assert_eq!(tries(between, 3), [1, 2, 3]);
+        let known_first = |number: usize| match number {
+            1 => refused(Way::Exit("x".into())),
+            _ => refused(Way::Circuit(number.to_string().into())),
+        };
+        assert_eq!(tries(known_first, 3), [1, 2, 3, 3]);
+    }
+
+    #[test]
+    fn a_refusal_ends_as_blocked_by_its_rule_and_the_replacement_begins_anew() {
+        let plan = Plan { attempts_max: 1, ..plan(&["a"]) };
+        let (mut product, effects) = Product::claimed(primary(), Some(replacement()), &plan);
+        let unknown = || refused(Way::Circuit("w1.g1".into()));
+        let effects = product.apply(Input::Ended(slots(&effects)[0], unknown()), &plan);
+        assert_eq!(product.asked(), &replacement());
+        let outcome = outcome(product.apply(Input::Ended(slots(&effects)[0], unknown()), &plan));
+        let reason = outcome.reason.unwrap();
+        assert_eq!((reason.kind.as_str(), reason.detail.as_str()), ("blocked", "a: status 403"));
     }
 
     #[test]

@@ -24,7 +24,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// Any wait for a peer: long enough for a slow circuit, short enough to notice.
 const TIMEOUT: RangeInclusive<Duration> = MS..=HOUR;
 const KIB: u64 = 1 << 10;
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// Tor's own MaxCircuitDirtiness: past it the credentials silently mean another circuit.
@@ -413,6 +413,6 @@ pub(super) fn small(section: &Section<'_>, key: &'static str, range: RangeInclus
     u32::try_from(section.integer(key, range)).unwrap_or(u32::MAX)
 }
 
-fn bytes(section: &Section<'_>, key: &'static str, range: RangeInclusive<u64>) -> usize {
+pub(super) fn bytes(section: &Section<'_>, key: &'static str, range: RangeInclusive<u64>) -> usize {
     usize::try_from(section.size(key, range)).unwrap_or(usize::MAX)
 }

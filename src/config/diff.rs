@@ -193,6 +193,7 @@ keys! {
         candidates_max: live,
         headers: live,
         blocks: live,
+        on_block: live,
         search: live,
         fields: live,
     }

@@ -1,13 +1,13 @@
 //! `[sites.NAME]` → [`Recipe`]: every selector, pattern and path is compiled here, so that a recipe that was read works.
 
 use super::HostRule;
-use super::check::{VIA, header_value, small};
+use super::check::{MIB, VIA, bytes, header_value, small};
 use super::raw::{Entry, Node, Table, Value, merge};
 use super::reader::{Refusal, Report, Section, http_url, non_empty, text};
 use crate::model::page::Method;
 use crate::recipe::{
-    Answer, Blocks, Body, Cleaning, EAN, Field, JsonPath, LinkSource, Marker, Pattern, Recipe, Rule, Search,
-    Source,
+    Answer, Blocks, Body, Cleaning, EAN, Field, JsonPath, LinkSource, Marker, OnBlock, Pattern, Recipe, Rule,
+    Search, Source,
 };
 
 /// Reads all shops; `every_site` lies under each of them.
@@ -53,8 +53,8 @@ pub(super) fn sites(report: &Report, every_site: Option<&Node>, sites: &Table) -
 }
 
 /// What every shop may share: its address and its search are its own, and `via` is never a default.
-const SHARED: [&str; 7] =
-    ["unverified", "rate", "concurrency", "hedge", "candidates_max", "blocks", "fields"];
+const SHARED: [&str; 8] =
+    ["unverified", "rate", "concurrency", "hedge", "candidates_max", "blocks", "on_block", "fields"];
 
 /// `[every_site]` without the keys that do not belong there, which are reported once and not for each shop.
 fn known_only(report: &Report, node: &Node) -> Node {
@@ -123,6 +123,7 @@ fn site(section: Section<'_>, entry: &Entry, position: usize) -> Option<Recipe> 
         candidates_max: small(&section, "candidates_max", 1..=20) as usize,
         headers: headers(&section),
         blocks: section.section("blocks").map(blocks).unwrap_or_default(),
+        on_block: section.choice("on_block", &[("end", OnBlock::End), ("wait", OnBlock::Wait)]),
         search: search?,
         fields: fields.unwrap_or_default(),
     };
@@ -138,6 +139,8 @@ fn blocks(section: Section<'_>) -> Blocks {
             _ => Err(Refusal::Type),
         }),
         markers: section.list("markers", "texts", |node| Ok(Marker::new(non_empty(node)?)?)),
+        redirect: section.list("redirect", "patterns", |node| Ok(Pattern::parse(non_empty(node)?)?)),
+        small_bytes: bytes(&section, "small", 0..=MIB),
     };
     section.finish();
     blocks

@@ -714,15 +714,16 @@ async fn a_header_that_is_too_large_is_refused() {
 
 #[tokio::test]
 async fn a_peer_that_does_not_read_its_answer_is_let_go_of() {
-    let mut limited = settings();
-    limited.limits.request_timeout = SHORT;
-    let server = Server::alone(limited).await;
+    let server = Server::alone(settings()).await;
     let eans = vec!["1"; 100];
     let mut client = server.connect().await;
     client.send(post("Connection: close\r\n", &serde_json::json!({"eans": eans}).to_string())).await;
     assert_eq!(client.reply().await.unwrap().status, 202);
     client.end().await;
     drop(client);
+    let mut limited = settings();
+    limited.limits.request_timeout = SHORT;
+    server.settings.send_replace(Arc::new(limited));
     let mut deaf = server.connect().await;
     // Far more pages than the sockets' buffers hold; hyper answers one after the other.
     let page = "GET /api/batches/1 HTTP/1.1\r\nHost: localhost\r\n\r\n";

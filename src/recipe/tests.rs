@@ -8,7 +8,7 @@ use serde_json::json;
 use super::extract::{Extracted, Match, check, extract};
 use super::search::candidates;
 use super::*;
-use crate::model::page::End;
+use crate::model::page::{End, Page};
 
 /// Patient: what is tested with it is not the clock, and test machines are busy.
 const LIMITS: Limits = Limits { time_max: Duration::from_secs(60), depth_max: 512, nodes_max: 200_000 };
@@ -317,17 +317,6 @@ fn what_was_cut_off_is_not_trusted() {
     }
 }
 
-#[test]
-fn blocks_are_known_by_status_and_by_words() {
-    let shop = shop("pharmagdd", "[sites.pharmagdd.blocks]\nmarkers = [\"Êtes-vous un robot ?\"]\n");
-    let mut answer = page("https://www.pharma-gdd.com/", "<p>êtes-vous un ROBOT ?</p>");
-    assert_eq!(shop.block_reason(&answer).as_deref(), Some("page says \"Êtes-vous un robot ?\""));
-    answer.bytes = b"fine".to_vec();
-    assert_eq!(shop.block_reason(&answer), None);
-    answer.status = 403;
-    assert_eq!(shop.block_reason(&answer).as_deref(), Some("status 403"));
-}
-
 /// Runs everything on `bytes` with a short limit and says how it ended and how long it took.
 fn endure(bytes: &[u8], limits: &Limits) -> (Result<Extracted, RecipeError>, Duration) {
     let shop = shop("cocooncenter", "");
@@ -471,7 +460,7 @@ fn mutated_pages_never_panic() {
             let is_there = String::from_utf8_lossy(&answer.bytes).contains("3701129820322");
             assert!(is_there || check(&gtin("3701129820322"), &extracted, false) != Match::Verified);
         }
-        let _ = cocoon.block_reason(&answer);
+        let _ = cocoon.blocks.of_page(&answer, Expected::Page);
     }
     assert!(rounds > 100, "only {rounds} rounds");
 }

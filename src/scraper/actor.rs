@@ -10,12 +10,13 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-use super::circuit::{self, Circuit, WearLimits, Worn};
+use super::circuit::{self, Circuit, WearLimits};
 use super::deadlines::Deadlines;
 use super::fetch::FetchLimits;
 use super::pace::Pace;
 use super::queue::{Label, ShopLimits};
 use super::stopwatch::Stopwatch;
+use super::suspension::Went;
 use super::tor::TorGate;
 use super::{Visit, pool, visit};
 use crate::config;
@@ -153,9 +154,9 @@ impl Actor for ScraperActor {
         state.retire_if_worn();
         let Arguments { gear, drain, .. } = &mut state.arguments;
         let mut call = visit::Call { gear, circuit: &mut state.circuit, pace, drain, watched: &watched };
-        let its_own_end = call.run(*visit).await;
+        let went = call.run(*visit).await;
         drop(watched);
-        state.tell_over(label, its_own_end);
+        state.tell_over(label, went);
         Ok(())
     }
 }
@@ -163,19 +164,15 @@ impl Actor for ScraperActor {
 impl State {
     fn retire_if_worn(&mut self) {
         if let Some(worn) = self.circuit.worn(&self.arguments.gear.wear, Instant::now()) {
-            let reason = match worn {
-                Worn::Age => "age",
-                Worn::Uses => "uses",
-            };
-            Event::CircuitRetired { circuit: &self.circuit.id().to_string(), reason }.emit();
+            Event::CircuitRetired { circuit: &self.circuit.id().to_string(), reason: worn.word() }.emit();
             self.circuit.rotate();
         }
     }
 
-    fn tell_over(&self, label: Label, its_own_end: bool) {
+    fn tell_over(&self, label: Label, went: Went) {
         let Arguments { worker, incarnation, pool, .. } = &self.arguments;
         // A pool that is gone takes this scraper with it.
-        let over = pool::Msg::Over { worker: *worker, incarnation: *incarnation, label, its_own_end };
+        let over = pool::Msg::Over { worker: *worker, incarnation: *incarnation, label, went };
         let _ = pool.cast(over);
     }
 }

@@ -16,18 +16,23 @@
 //! Deliberately absent: a pool. One worker makes one request at a time, so one idle connection per origin is all that
 //! can be of use.
 
+pub mod reason;
 pub(super) mod socks;
 mod way;
 mod wire;
 
+pub use reason::StreamReason;
 pub use socks::{OnionFailure, SocksReply};
 pub(super) use wire::{Connection, Traffic};
 
 use crate::model::SiteName;
 use crate::model::page::Via;
+use crate::model::way::Way;
 use crate::scraper::blocks::BlockMemory;
+use crate::scraper::builds::{Building, Builds};
 use crate::scraper::control::Control;
 use crate::scraper::fetch::FetchError;
+use crate::scraper::latency::{Latencies, Recent};
 use crate::scraper::relay::ExitRelay;
 use crate::scraper::roster::{Flow, Roster};
 use crate::scraper::tls::Tls;
@@ -84,12 +89,23 @@ pub struct Settings {
     pub blocks: BlockMemory,
     /// Where there is a control port.
     pub control: Option<Control>,
+    pub latencies: Latencies,
+    pub builds: Builds,
 }
 
 impl Settings {
     /// With nothing known of any circuit yet.
     pub fn new(tor: TorGate, tls: Tls) -> Self {
-        Self { tor, tls, roster: Roster::default(), blocks: BlockMemory::default(), control: None }
+        let (roster, blocks) = (Roster::default(), BlockMemory::default());
+        Self {
+            tor,
+            tls,
+            roster,
+            blocks,
+            control: None,
+            latencies: Latencies::default(),
+            builds: Builds::default(),
+        }
     }
 }
 
@@ -107,7 +123,27 @@ pub struct WearLimits {
 pub enum Worn {
     Age,
     Uses,
+    /// Visits in a row came to nothing by what may be its doing.
+    Failures,
+    /// Its answers take much longer than those of the others.
+    Slow,
 }
+
+impl Worn {
+    /// The word in the log.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Age => "age",
+            Self::Uses => "uses",
+            Self::Failures => "failures",
+            Self::Slow => "slow",
+        }
+    }
+}
+
+/// Visits in a row that failed and left the circuit in use, because the shop may be to blame as well. What is plainly the
+/// circuit's doing retires it at once.
+const FAILURES_MAX: u32 = 2;
 
 /// One worker's circuit, in its current generation.
 #[derive(Debug)]
@@ -120,6 +156,12 @@ pub struct Circuit {
     kept: HashMap<Origin, Connection>,
     first_used: Option<Instant>,
     uses: u32,
+    /// In a row.
+    failures: u32,
+    recent: Recent,
+    /// From the wait for a turn until the first connection stands.
+    building: Option<Building>,
+    built: bool,
     /// Bytes of this generation.
     flow: Arc<Flow>,
     /// Where a control port tells it.
@@ -147,6 +189,10 @@ impl Circuit {
             kept: HashMap::new(),
             first_used: None,
             uses: 0,
+            failures: 0,
+            recent: Recent::default(),
+            building: None,
+            built: false,
             retry_after: None,
         }
     }
@@ -175,6 +221,20 @@ impl Circuit {
         self.settings.roster.note(self.id, |row| row.visiting.clone_from(&site));
         self.visited_by = self.by().filter(|_| site.is_some());
         self.serves = site;
+        // A visit that was broken off no longer builds.
+        self.building = None;
+    }
+
+    /// Waits until this generation may ask Tor for a circuit, if it has none yet.
+    pub async fn wait_to_build(&mut self) {
+        if !self.built && self.building.is_none() {
+            self.building = Some(self.settings.builds.turn().await);
+        }
+    }
+
+    /// A connection through it stands.
+    pub(super) fn note_built(&mut self) {
+        (self.building, self.built) = (None, true);
     }
 
     /// Its exit, where a control port tells it.
@@ -197,6 +257,15 @@ impl Circuit {
         self.visited_by = self.by();
     }
 
+    /// How what goes by `via` reaches its shop, as far as is known.
+    pub fn way(&self, via: Via) -> Way {
+        match (via, &self.exit) {
+            (Via::Direct, _) => Way::Direct,
+            (Via::Tor, Some(exit)) => Way::Exit(exit.fingerprint.clone()),
+            (Via::Tor, None) => Way::Circuit(self.id.to_string().into()),
+        }
+    }
+
     /// Takes note of a block by the shop that is visited.
     pub fn note_block(&self, keep_for: Duration) {
         let Some(site) = &self.serves else { return };
@@ -213,8 +282,32 @@ impl Circuit {
             Some(Worn::Uses)
         } else if limits.age_max <= age {
             Some(Worn::Age)
+        } else if FAILURES_MAX <= self.failures {
+            Some(Worn::Failures)
+        } else if self.settings.latencies.is_slow(self.id) {
+            Some(Worn::Slow)
         } else {
             None
+        }
+    }
+
+    /// A visit came to nothing by what may be the circuit's doing or the shop's.
+    pub fn note_failure(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+    }
+
+    /// A visit was answered, if only by a refusal.
+    pub fn note_success(&mut self) {
+        self.failures = 0;
+    }
+
+    /// An answer came through Tor after so long.
+    pub(super) fn note_latency(&mut self, took: Duration) {
+        self.recent.note(took);
+        let median = self.recent.median();
+        self.settings.roster.note(self.id, |row| row.latency = median);
+        if let Some(site) = &self.serves {
+            self.settings.latencies.note(site, self.id, took);
         }
     }
 
@@ -319,6 +412,7 @@ impl Circuit {
 impl Drop for Circuit {
     fn drop(&mut self) {
         self.settings.roster.end(self.id);
+        self.settings.latencies.forget(self.id);
         if let Some(control) = &self.settings.control {
             control.retire(&self.credentials.owner());
         }

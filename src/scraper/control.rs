@@ -35,6 +35,7 @@ use tokio::time::timeout;
 use self::book::Book;
 use self::client::{Client, Password};
 use self::protocol::{Bootstrap, CircuitNo, Hop, Owner, address_of};
+use super::builds::BUILDS_MAX;
 use super::probe::TorAway;
 use super::relay::ExitRelay;
 use crate::config::Binding;
@@ -43,8 +44,6 @@ use crate::config::Binding;
 const EXIT_KNOWN_WITHIN: Duration = Duration::from_millis(500);
 /// Exits whose address and country are remembered; the network has some two thousand.
 const RELAYS_MAX: usize = 8_192;
-/// Circuits launched at once, over all scrapers: tor's own stock is built no faster, and its guards see a flood otherwise.
-const BUILDS_AT_ONCE_MAX: usize = 4;
 
 /// The control port of this process. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -58,6 +57,7 @@ struct Shared {
     state: watches::Sender<State>,
     book: watches::Sender<Book>,
     relays: Mutex<HashMap<Box<str>, Arc<ExitRelay>>>,
+    /// Also for circuits that died in the middle of a visit, which nobody took a turn for.
     builds: Semaphore,
     /// Why tor builds no circuit, as long as it does not; strict only.
     cannot_build: watches::Sender<Option<String>>,
@@ -101,7 +101,7 @@ impl Control {
             state: watches::channel(State::Unknown).0,
             book: watches::channel(Book::default()).0,
             relays: Mutex::default(),
-            builds: Semaphore::new(BUILDS_AT_ONCE_MAX),
+            builds: Semaphore::new(BUILDS_MAX),
             cannot_build: watches::channel(None).0,
             stopping: AtomicBool::new(false),
         }))
@@ -172,6 +172,22 @@ impl Control {
         });
         let (circuit, hop) = known.await.ok()??;
         Some((circuit, self.relay(&client, &hop).await))
+    }
+
+    /// An owner dials: what is heard from now on is of this dial.
+    pub fn dials(&self, owner: &Owner) {
+        self.0.book.send_if_modified(|book| {
+            book.dials(owner);
+            false // Nobody waits for less.
+        });
+    }
+
+    /// Why the dial of this owner came to nothing, in tor's words, if it says so in time.
+    pub async fn refusal(&self, owner: &Owner) -> Option<Box<str>> {
+        self.client()?;
+        let mut book = self.0.book.subscribe();
+        let told = timeout(EXIT_KNOWN_WITHIN, book.wait_for(|book| book.refusal(owner).is_some()));
+        told.await.ok()?.ok()?.refusal(owner).map(Box::from)
     }
 
     /// A generation is over: its circuit goes with it, unless others use that too.

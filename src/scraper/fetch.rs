@@ -19,6 +19,7 @@ mod exchange;
 mod redirect;
 
 pub use error::{FetchError, Verdict};
+pub use redirect::Redirects;
 
 use crate::model::page::{Method, Page, Request, Via};
 use crate::scraper::circuit::{Circuit, Origin, Sight};
@@ -61,14 +62,31 @@ impl Circuit {
         hosts: &[String],
         deadline: Instant,
     ) -> Result<Page, FetchError> {
+        self.fetch_within(request, via, limits, Redirects { hosts, blocks: None }, deadline).await
+    }
+
+    /// [`Self::fetch`], of a shop whose recipe says which redirects are its way to say no.
+    pub async fn fetch_within(
+        &mut self,
+        request: &Request,
+        via: Via,
+        limits: &FetchLimits,
+        redirects: Redirects<'_>,
+        deadline: Instant,
+    ) -> Result<Page, FetchError> {
         self.retry_after = None;
         let mut sight = Sight::default();
         if deadline <= Instant::now() {
             return Err(FetchError::Deadline { seen: false });
         }
         self.note_use(via);
-        let fetched = timeout_at(deadline, self.follow(request, via, limits, hosts, &mut sight)).await;
-        fetched.unwrap_or_else(|_| Err(FetchError::Deadline { seen: sight.seen() }))
+        let began = Instant::now();
+        let fetched = timeout_at(deadline, self.follow(request, via, limits, &redirects, &mut sight)).await;
+        let fetched = fetched.unwrap_or_else(|_| Err(FetchError::Deadline { seen: sight.seen() }));
+        if via == Via::Tor && fetched.is_ok() {
+            self.note_latency(began.elapsed());
+        }
+        fetched
     }
 
     /// Goes from redirect to redirect.
@@ -77,7 +95,7 @@ impl Circuit {
         request: &Request,
         via: Via,
         limits: &FetchLimits,
-        hosts: &[String],
+        redirects: &Redirects<'_>,
         sight: &mut Sight,
     ) -> Result<Page, FetchError> {
         let mut current = request.clone();
@@ -85,7 +103,7 @@ impl Circuit {
             match self.hop(&current, via, limits, sight).await? {
                 Answer::Page(page) => return Ok(page),
                 Answer::Redirect { status, location } => {
-                    current = redirect::next(current, status, &location, hosts)?;
+                    current = redirect::next(current, status, &location, redirects)?;
                 }
             }
         }
@@ -113,6 +131,9 @@ impl Circuit {
             }
         }
         let connection = self.dial(&origin, limits.connect, sight).await?;
+        if via == Via::Tor {
+            self.note_built();
+        }
         // Not watched anew: what came while TLS was agreed on is the shop's as well, and a moment old.
         exchange::run(self, &origin, connection, message, &request.url, limits).await.0
     }

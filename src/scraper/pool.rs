@@ -3,6 +3,7 @@
 //! Its mailbox is bounded by its askers: a coordinator asks for at most its window of products. A scraper is told of one
 //! visit at a time and says when it is over, so no scraper has a queue of its own.
 
+mod alone;
 mod change;
 mod hedge;
 
@@ -20,14 +21,13 @@ use super::actor::{self, Gear, ScraperActor};
 use super::hedge::Hedging;
 use super::queue::{Label, Next, Open, Queue};
 use super::stopwatch::Stopwatch;
-use super::suspension::{CRASHES, Verdict};
+use super::suspension::{CRASHES, Verdict, Went};
 use super::{Twin, Visit};
 use crate::failpoint::{self, Point};
 use crate::model::SiteName;
 use crate::supervisor::address::{self, Address, Publisher};
 use crate::supervisor::policy::{Backoff, Decision, History, Intensity, Roll};
 use crate::telemetry::Event;
-use crate::wall;
 
 /// Scrapers that fail without a visit, or do not even start: not the doing of a shop. For those that fail in a visit see
 /// [`super::suspension`].
@@ -89,8 +89,8 @@ impl Pool {
 pub enum Msg {
     /// Tell: queue this visit. It is answered through its ticket.
     Ask(Box<Visit>),
-    /// Tell: a scraper is free again. `its_own_end`: the visit was neither put back nor void.
-    Over { worker: usize, incarnation: u64, label: Label, its_own_end: bool },
+    /// Tell: a scraper is free again, and its visit went so.
+    Over { worker: usize, incarnation: u64, label: Label, went: Went },
     /// Tell: start a failed scraper again. Sent by the pool to itself.
     Revive { worker: usize },
     /// Tell: the time of a pace or of a suspension is over; see what may start. The first message, and from timers.
@@ -213,16 +213,16 @@ impl Actor for PoolActor {
                 failpoint::hit(Point::ScrapersAsk);
                 state.push(visit);
             }
-            Msg::Over { worker, incarnation, label, its_own_end } => {
+            Msg::Over { worker, incarnation, label, went } => {
                 failpoint::hit(Point::ScrapersIdle);
-                state.visit_over(worker, incarnation, &label, its_own_end);
+                state.visit_over(worker, incarnation, &label, &went, &me);
             }
             Msg::Revive { worker } => state.revive(worker, &me).await?,
             Msg::Look => {
                 failpoint::hit(Point::ScrapersTick);
                 state.next_look = None;
                 state.start_missing(&me).await?;
-                state.resume_shops();
+                state.queue.resume(Instant::now());
             }
             Msg::Changed { told } => {
                 let _ = told.send(()); // Its asker ends with this incarnation.
@@ -266,15 +266,22 @@ impl State {
         }
     }
 
-    fn visit_over(&mut self, worker: usize, incarnation: u64, label: &Label, its_own_end: bool) {
+    fn visit_over(
+        &mut self,
+        worker: usize,
+        incarnation: u64,
+        label: &Label,
+        went: &Went,
+        me: &ActorRef<Msg>,
+    ) {
         let Some(slot) = self.workers.get_mut(worker) else { return };
         if slot.incarnation == incarnation
             && let Some(in_hand) = slot.visit.take()
         {
             self.note_time(&in_hand);
             self.queue.ended(label);
-            if its_own_end {
-                self.queue.ended_well(label);
+            if let Some(change) = self.queue.went(label, went, Instant::now(), Roll::by_chance()) {
+                alone::tell(&label.site, change, went, me);
             }
             self.let_go();
         }
@@ -303,18 +310,9 @@ impl State {
         let (after, failures) = match verdict {
             Some((Verdict::Restart { after, crashes }, _)) => (after, crashes),
             Some((Verdict::Known, _)) => (CRASHES.backoff.pause(0, roll), 1),
-            Some((Verdict::Suspend { pause, crashes }, site)) => {
-                let until = wall::format_ms(wall::now_ms() + pause.as_millis() as i64);
-                Event::ShopSuspended {
-                    site: &site,
-                    until: &until,
-                    seconds: pause.as_secs(),
-                    crashes,
-                    detail,
-                }
-                .emit();
-                me.send_after(pause, || Msg::Look);
-                (CRASHES.backoff.pause(0, roll), crashes)
+            Some((Verdict::Suspend(suspended), site)) => {
+                alone::leave(&site, suspended, detail, me);
+                (CRASHES.backoff.pause(0, roll), suspended.count)
             }
             None => match self.history.on_failure(SCRAPER_RESTARTS, now, roll) {
                 Decision::Restart { after } => (after, self.history.failures()),
@@ -329,12 +327,6 @@ impl State {
         Event::ActorRestarted { actor: &actor, failures, detail }.emit();
         me.send_after(after, move || Msg::Revive { worker });
         Ok(())
-    }
-
-    fn resume_shops(&mut self) {
-        for site in self.queue.resume(Instant::now()) {
-            Event::ShopResumed { site: &site }.emit();
-        }
     }
 
     async fn start_missing(&mut self, me: &ActorRef<Msg>) -> Result<(), ActorProcessingErr> {
@@ -383,6 +375,7 @@ impl State {
             }
             return;
         }
+        self.queue.turned_away().into_iter().for_each(|visit| alone::turn_away(*visit));
         let writable = self.gear.ledger.health().borrow().takes_outcomes();
         let open = Open { tor: writable && self.gear.tor.is_there(), direct: writable };
         while let Some(free) = self.workers.iter().take(self.gear.scrapers).position(Worker::is_free) {

@@ -13,9 +13,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::pace::Pace;
-use super::suspension::{Suspension, Verdict};
+use super::suspension::{Change, Suspension, Verdict, Went};
 use crate::model::page::Via;
 use crate::model::{BatchNo, ProductKey, SiteName};
+use crate::recipe::OnBlock;
 use crate::supervisor::policy::Roll;
 
 /// What the queue needs to know of a visit.
@@ -34,6 +35,8 @@ pub struct ShopLimits {
     /// Visits at once, over all circuits.
     pub concurrency: u32,
     pub via: Via,
+    /// What becomes of its visits while it refuses most exits.
+    pub on_block: OnBlock,
 }
 
 /// What to do now.
@@ -156,11 +159,9 @@ impl<V> Queue<V> {
         }
     }
 
-    /// A visit ended and left its scraper whole. After [`Self::ended`].
-    pub fn ended_well(&mut self, label: &Label) {
-        if let Some(shop) = self.shops.get_mut(&label.site) {
-            shop.suspension.on_end();
-        }
+    /// A visit ended and left its scraper whole. After [`Self::ended`]. What that changed for its shop.
+    pub fn went(&mut self, label: &Label, went: &Went, now: Instant, roll: Roll) -> Option<Change> {
+        self.shops.get_mut(&label.site)?.suspension.on_end(went, now, roll)
     }
 
     /// A visit took its scraper with it. After [`Self::ended`]. None: the shop is not known.
@@ -168,12 +169,17 @@ impl<V> Queue<V> {
         Some(self.shops.get_mut(&label.site)?.suspension.on_crash(now, roll))
     }
 
-    /// Shops whose suspension is over just now; one that was switched off meanwhile is not tried.
-    pub fn resume(&mut self, now: Instant) -> Vec<SiteName> {
-        let over = |(site, shop): (&SiteName, &mut Shop<V>)| {
-            (shop.suspension.resume(now) && !shop.closed).then(|| site.clone())
-        };
-        self.shops.iter_mut().filter_map(over).collect()
+    /// Lets one visit of each shop be tried whose suspension is over.
+    pub fn resume(&mut self, now: Instant) {
+        self.shops.values_mut().for_each(|shop| shop.suspension.resume(now));
+    }
+
+    /// What waits for a shop that refuses most exits and is not to be waited for.
+    pub fn turned_away(&mut self) -> Vec<V> {
+        let turns_away = |shop: &Shop<V>| shop.suspension.refuses() && shop.limits.on_block == OnBlock::End;
+        let refusing = self.shops.iter().filter(|(_, shop)| turns_away(shop));
+        let refusing: Vec<SiteName> = refusing.map(|(site, _)| site.clone()).collect();
+        refusing.iter().flat_map(|site| self.take_waiting(site)).map(|(_, visit)| visit).collect()
     }
 
     pub fn waiting(&self) -> usize {
@@ -271,6 +277,7 @@ impl<V> Shop<V> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::way::Way;
 
     const ALL: Open = Open { tor: true, direct: true };
     const NO_TOR: Open = Open { tor: false, direct: true };
@@ -284,7 +291,7 @@ mod tests {
     }
 
     fn free() -> ShopLimits {
-        ShopLimits { interval: Duration::ZERO, concurrency: 100, via: Via::Tor }
+        ShopLimits { interval: Duration::ZERO, concurrency: 100, via: Via::Tor, on_block: OnBlock::End }
     }
 
     fn label(site: &str, batch: i64, index: u32) -> Label {
@@ -366,8 +373,8 @@ mod tests {
         for crashes in 1..100 {
             let (label, _) = started(queue.next(now, ALL));
             queue.ended(&label);
-            if let Some(Verdict::Suspend { pause, .. }) = queue.crashed(&label, now, Roll(0)) {
-                return (crashes, pause);
+            if let Some(Verdict::Suspend(suspended)) = queue.crashed(&label, now, Roll(0)) {
+                return (crashes, suspended.pause);
             }
         }
         panic!("it is never suspended");
@@ -390,16 +397,74 @@ mod tests {
         assert_eq!(waits(queue.next(now, ALL)), None, "not even a suspect");
         assert_eq!(queue.waiting(), 10, "nobody is forgotten");
 
-        assert_eq!(queue.resume(now + pause), [SiteName::from("a")]);
+        assert!(queue.turned_away().is_empty(), "nobody is turned away for crashes");
+        queue.resume(now + pause);
         let (trial, _) = started(queue.next(now + pause, ALL));
         assert_eq!(waits(queue.next(now + pause, ALL)), None, "one is tried");
         queue.ended(&trial); // Put back: Tor was away, say. It proves nothing.
         let (trial, _) = started(queue.next(now + pause, ALL));
         assert_eq!(waits(queue.next(now + pause, ALL)), None, "still one");
         queue.ended(&trial);
-        queue.ended_well(&trial);
+        queue.went(&trial, &Went::Astray, now, Roll(0));
         assert_eq!(started(queue.next(now + pause, ALL)).1, "a");
         assert_eq!(started(queue.next(now + pause, ALL)).1, "a", "the others follow side by side");
+    }
+
+    /// Every visit of this shop is refused, until the shop is suspended.
+    fn refuse_until_suspended(queue: &mut Queue<&'static str>, now: Instant) -> Duration {
+        for number in 1..100 {
+            let (label, _) = started(queue.next(now, ALL));
+            queue.ended(&label);
+            let way = Way::Circuit(number.to_string().into());
+            let went = Went::Refused { way, rule: "status 403".into() };
+            if let Some(Change::Suspended(suspended)) = queue.went(&label, &went, now, Roll(0)) {
+                return suspended.pause;
+            }
+        }
+        panic!("it is never suspended");
+    }
+
+    #[test]
+    fn visits_of_a_shop_that_refuses_most_exits_are_turned_away_until_one_is_tried() {
+        let now = Instant::now();
+        let mut queue = queue(&[("a", free()), ("b", free())], now);
+        for index in 1..=30 {
+            queue.push(label("a", 1, index), "a").unwrap();
+        }
+        assert!(queue.turned_away().is_empty());
+        let pause = refuse_until_suspended(&mut queue, now);
+        queue.push(label("b", 1, 1), "b").unwrap();
+        queue.push(suspect("a", 1, 31), "suspect").unwrap();
+        let mut away = queue.turned_away();
+        away.sort_unstable();
+        assert_eq!(away, ["a", "a", "a", "a", "a", "a", "suspect"]);
+        assert_eq!(started(queue.next(now, ALL)).1, "b", "the others go on");
+
+        queue.resume(now + pause);
+        queue.push(label("a", 1, 32), "tried").unwrap();
+        queue.push(label("a", 1, 33), "waits for it").unwrap();
+        assert!(queue.turned_away().is_empty());
+        assert_eq!(started(queue.next(now + pause, ALL)).1, "tried");
+        assert_eq!(waits(queue.next(now + pause, ALL)), None, "one is tried");
+    }
+
+    #[test]
+    fn a_shop_that_is_to_be_waited_for_turns_nobody_away() {
+        let now = Instant::now();
+        let mut queue = queue(&[("a", ShopLimits { on_block: OnBlock::Wait, ..free() })], now);
+        for index in 1..=30 {
+            queue.push(label("a", 1, index), "a").unwrap();
+        }
+        let pause = refuse_until_suspended(&mut queue, now);
+        assert!(queue.turned_away().is_empty());
+        assert_eq!((waits(queue.next(now, ALL)), queue.waiting()), (None, 6));
+        queue.resume(now + pause);
+        let (tried, _) = started(queue.next(now + pause, ALL));
+        queue.ended(&tried);
+        queue.went(&tried, &Went::LetIn, now + pause, Roll(0));
+        for _ in 0..5 {
+            assert_eq!(started(queue.next(now + pause, ALL)).1, "a");
+        }
     }
 
     #[test]

@@ -111,13 +111,14 @@ impl Race {
 }
 
 /// R3: the end of the first, not before the shop wants to see either of them again.
-fn without_answer(first: VisitEnd, twin: &VisitEnd) -> VisitEnd {
-    match (first, twin) {
-        (VisitEnd::Failed { reason, again }, VisitEnd::Failed { again: Again::After(at_least), .. }) => {
-            VisitEnd::Failed { reason, again: not_before(again, *at_least) }
-        }
-        (first, _) => first,
+fn without_answer(mut first: VisitEnd, twin: &VisitEnd) -> VisitEnd {
+    if let VisitEnd::Failed { again, .. } | VisitEnd::Refused { again, .. } = &mut first
+        && let VisitEnd::Failed { again: Again::After(at_least), .. }
+        | VisitEnd::Refused { again: Again::After(at_least), .. } = twin
+    {
+        *again = not_before(*again, *at_least);
     }
+    first
 }
 
 fn not_before(again: Again, at_least: Duration) -> Again {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::control::Control;
 use super::fetch::FetchError;
 use super::probe::{self, TorAway};
+use crate::supervisor::policy::{Backoff, Roll};
 use crate::telemetry::Event;
 
 /// How often the port is looked at while Tor is there: a paused tor accepts connections and says nothing, so a visit
@@ -18,6 +19,8 @@ use crate::telemetry::Event;
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How often while it is away: an operator who restarts tor should not wait.
 const LOOK_EVERY_WHEN_AWAY: Duration = Duration::from_millis(500);
+/// How often an exit is asked for while no circuit works: each question has Tor build circuits, which is what it cannot do.
+const ASK_WHEN_AWAY: Backoff = Backoff { min: LOOK_EVERY_WHEN_AWAY, max: Duration::from_secs(5) };
 
 /// A byte through another circuit this long ago still shows that Tor is there.
 const PROOF_FRESH: Duration = Duration::from_millis(500);
@@ -155,11 +158,13 @@ impl TorGate {
     /// Looks at the port for ever.
     pub async fn keep_looking(self, timeout: Duration) {
         let mut controls = self.control.as_ref().filter(|control| control.is_strict()).map(Control::watch);
+        let mut asked_in_vain = 0;
         loop {
             let prove_with = match &*self.state.borrow() {
                 TorState::Away { prove_with, .. } => prove_with.clone(),
                 TorState::Unknown | TorState::There => None,
             };
+            let asks = prove_with.is_some();
             let look = match prove_with {
                 Some(host) => probe::probe_circuit(&self.socks, &host, timeout).await,
                 None => probe::probe_port(&self.socks, timeout).await,
@@ -172,13 +177,19 @@ impl TorGate {
                 },
                 Err(away) => self.lose(&away, None),
             }
-            let pause = if self.is_there() { LOOK_EVERY } else { LOOK_EVERY_WHEN_AWAY };
+            let pause = if self.is_there() { LOOK_EVERY } else { pause_when_away(asked_in_vain) };
+            asked_in_vain = if asks && !self.is_there() { asked_in_vain.saturating_add(1) } else { 0 };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = Control::changed(controls.as_mut()) => {}
             }
         }
     }
+}
+
+/// After so many questions to an exit in a row that came to nothing.
+fn pause_when_away(asked_in_vain: u32) -> Duration {
+    ASK_WHEN_AWAY.pause(asked_in_vain, Roll(0))
 }
 
 #[cfg(test)]
@@ -247,6 +258,13 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(!tor.proven_since(Instant::now()), "what was before a probe says nothing about it");
         assert!(!tor.proven_within(PROOF_FRESH));
+    }
+
+    #[test]
+    fn a_tor_that_cannot_build_is_asked_less_and_less_and_one_that_is_not_there_is_looked_for_at_once() {
+        let [first, second, third, last] = [0, 1, 2, u32::MAX].map(pause_when_away);
+        assert_eq!((first, second), (LOOK_EVERY_WHEN_AWAY, 2 * LOOK_EVERY_WHEN_AWAY));
+        assert_eq!((third, last), (4 * LOOK_EVERY_WHEN_AWAY, Duration::from_secs(5)));
     }
 
     #[test]

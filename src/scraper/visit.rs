@@ -11,19 +11,21 @@ use url::Url;
 use super::actor::{CatalogueGear, Gear, Shop};
 use super::circuit::{By, Circuit};
 use super::deadlines::Watched;
-use super::fetch::{FetchError, Verdict};
+use super::fetch::{FetchError, Redirects, Verdict};
 use super::pace::Pace;
+use super::suspension::Went;
 use super::tor::TorState;
 use super::{Announced, CATALOGUE, Slow, Ticket, Visit};
-use crate::batch::machine::{Again, VisitEnd};
+use crate::batch::machine::{Again, BLOCKED, VisitEnd};
 use crate::descriptors;
 use crate::failpoint::{self, Point};
 use crate::ledger::LedgerError;
 use crate::ledger::store::{Claim, Store};
 use crate::model::page::{Page, Request, Via};
+use crate::model::way::Way;
 use crate::model::{Gtin, ProductKey, Reason, SiteName};
 use crate::recipe::extract::{self, Match};
-use crate::recipe::{Found, Recipe, RecipeError, search};
+use crate::recipe::{Block, Expected, Found, RecipeError, search};
 use crate::telemetry::Event;
 
 /// A scraper's tools, for one visit.
@@ -41,6 +43,8 @@ pub(super) struct Call<'a> {
 enum Stop {
     /// The attempt is charged.
     Failed { reason: Reason, again: Again },
+    /// The shop said no, and its circuit is already another.
+    Refused { rule: String, way: Way, again: Again },
     /// Tor is not there, or no descriptor: nothing is charged.
     PutBack,
 }
@@ -56,8 +60,8 @@ struct Errand {
 }
 
 impl Call<'_> {
-    /// Does the visit and answers its ticket; whether it went its way ([`VisitEnd::is_its_own`]).
-    pub async fn run(&mut self, mut visit: Visit) -> bool {
+    /// Does the visit and answers its ticket; how it went.
+    pub async fn run(&mut self, mut visit: Visit) -> Went {
         let mark = Mark::of(&visit, self.gear);
         let in_flight = mark.announced.enter();
         // A slow write is the ledger's affair, whose own sign the watchdog has.
@@ -70,14 +74,14 @@ impl Call<'_> {
         };
         if let Some(end) = end {
             visit.ticket.answer(end);
-            return false;
+            return Went::Nowhere;
         }
         self.circuit.serve(Some(visit.site.clone()));
         self.circuit.avoid_blocked_exit();
         let begun = visit.ticket.begin(VisitFacts::of(&visit), self.circuit.id().to_string());
         let Some(started) = begun else {
             self.circuit.serve(None);
-            return false;
+            return Went::Nowhere;
         };
         let overtaken = visit.ticket.overtaken();
         let end = tokio::select! {
@@ -88,12 +92,15 @@ impl Call<'_> {
         visit.ticket.went_by(self.circuit.visited_by());
         self.circuit.serve(None);
         // Its twin has the answer, or the one whose twin it is: the exchange is dropped, and nothing is charged.
-        let Some(end) = end else { return false };
+        let Some(end) = end else { return Went::Nowhere };
         failpoint::hit_about(Point::ScraperFetched, &[&visit.ean, &visit.site]);
         if end.is_answer() {
             self.watched.is_answered();
         }
-        let is_its_own = end.is_its_own();
+        let went = went(&end);
+        if let Went::LetIn | Went::Refused { .. } = went {
+            self.circuit.note_success();
+        }
         let reply = visit.ticket.over(end);
         drop(in_flight);
         if visit.suspect {
@@ -101,7 +108,7 @@ impl Call<'_> {
             mark.clear_after_the_last().await;
         }
         drop(reply); // Now it is heard of.
-        is_its_own
+        went
     }
 
     /// Ends at once, uncharged, when Tor is found away or the drain's time for visits is over.
@@ -146,6 +153,7 @@ impl Call<'_> {
         match result {
             Ok(end) => end,
             Err(Stop::Failed { reason, again }) => VisitEnd::Failed { reason, again },
+            Err(Stop::Refused { rule, way, again }) => VisitEnd::Refused { rule, way, again },
             Err(Stop::PutBack) => VisitEnd::PutBack,
         }
     }
@@ -165,7 +173,8 @@ impl Call<'_> {
         }
         let mut errand = self.errand(catalogue.via, started + catalogue.timeout);
         let own = [authority(&request.url)];
-        let page = self.fetch(&request, &mut errand, ticket, &own).await?;
+        let redirects = Redirects { hosts: &own, blocks: None };
+        let page = self.fetch(&request, &mut errand, ticket, redirects).await?;
         if !(200..300).contains(&page.status) {
             return Err(failed("status", format!("status {}", page.status), Again::Soon));
         }
@@ -187,9 +196,9 @@ impl Call<'_> {
     ) -> Result<VisitEnd, Stop> {
         let recipe = &shop.recipe;
         let mut errand = self.errand(recipe.search.via, started + self.gear.visit_deadline);
-        let hosts = &shop.hosts;
-        let answer = self.fetch(&recipe.search_request(gtin), &mut errand, ticket, hosts).await?;
-        self.refuse_blocked(recipe, &answer)?;
+        let redirects = Redirects { hosts: &shop.hosts, blocks: Some(&recipe.blocks) };
+        let answer = self.fetch(&recipe.search_request(gtin), &mut errand, ticket, redirects).await?;
+        self.refuse_blocked(recipe.search.via, recipe.blocks.of_page(&answer, recipe.expected_of_search()))?;
         self.require_success(&answer)?;
         let limits = self.gear.extract;
         let parsed = Arc::clone(recipe);
@@ -198,8 +207,8 @@ impl Call<'_> {
         errand.via = recipe.via;
         let mut mismatch = None;
         for url in candidates {
-            let page = self.fetch(&recipe.page_request(&url), &mut errand, ticket, hosts).await?;
-            self.refuse_blocked(recipe, &page)?;
+            let page = self.fetch(&recipe.page_request(&url), &mut errand, ticket, redirects).await?;
+            self.refuse_blocked(recipe.via, recipe.blocks.of_page(&page, Expected::Page))?;
             if matches!(page.status, 404 | 410) {
                 continue; // The search knows a page that is gone.
             }
@@ -241,7 +250,7 @@ impl Call<'_> {
         request: &Request,
         errand: &mut Errand,
         ticket: &mut Ticket,
-        hosts: &[String],
+        redirects: Redirects<'_>,
     ) -> Result<Page, Stop> {
         if !std::mem::take(&mut errand.first) {
             let waited = Instant::now();
@@ -250,10 +259,24 @@ impl Call<'_> {
             errand.deadline += waited.elapsed();
             self.watched.is_due(errand.deadline);
         }
+        self.wait_to_build(errand).await;
         ticket.dialled(Instant::now());
-        match self.circuit.fetch(request, errand.via, &self.gear.fetch, hosts, errand.deadline).await {
+        let limits = &self.gear.fetch;
+        match self.circuit.fetch_within(request, errand.via, limits, redirects, errand.deadline).await {
             Ok(page) => Ok(page),
+            Err(FetchError::Blocked { block }) => Err(self.refused(&block, errand.via)),
             Err(error) => Err(self.stop_for(&error, request, errand.via).await),
+        }
+    }
+
+    /// Waiting for a turn at Tor counts against nothing.
+    async fn wait_to_build(&mut self, errand: &mut Errand) {
+        if errand.via == Via::Tor {
+            let waited = Instant::now();
+            self.watched.waits();
+            self.circuit.wait_to_build().await;
+            errand.deadline += waited.elapsed();
+            self.watched.is_due(errand.deadline);
         }
     }
 
@@ -280,7 +303,10 @@ impl Call<'_> {
             }
         }
         let again = match error.verdict() {
-            Verdict::RetryHere => Again::Soon,
+            Verdict::RetryHere => {
+                self.circuit.note_failure();
+                Again::Soon
+            }
             Verdict::RetryElsewhere => {
                 self.change_circuit(error.kind());
                 Again::Soon
@@ -291,12 +317,23 @@ impl Call<'_> {
         Stop::Failed { reason: Reason::new(error.kind(), with_causes(error)), again }
     }
 
-    fn refuse_blocked(&mut self, recipe: &Recipe, page: &Page) -> Result<(), Stop> {
-        let Some(rule) = recipe.block_reason(page) else { return Ok(()) };
+    fn refuse_blocked(&mut self, via: Via, block: Option<Block>) -> Result<(), Stop> {
+        block.map_or(Ok(()), |block| Err(self.refused(&block, via)))
+    }
+
+    /// The shop said no to what came by this circuit: the next visit leaves by another.
+    fn refused(&mut self, block: &Block, via: Via) -> Stop {
         let again = self.when_the_shop_says();
-        self.circuit.note_block(self.gear.block_memory);
-        self.change_circuit("blocked");
-        Err(failed("blocked", rule, again))
+        let way = self.circuit.way(via);
+        match via {
+            Via::Tor => {
+                self.circuit.note_block(self.gear.block_memory);
+                self.change_circuit("blocked");
+            }
+            // It is this machine that was refused; the circuit had no part in it.
+            Via::Direct => {}
+        }
+        Stop::Refused { rule: block.to_string(), way, again }
     }
 
     /// What the last answer's `Retry-After` asked for (RFC 9110, 10.2.3), else the schedule.
@@ -321,7 +358,7 @@ impl Call<'_> {
     }
 
     /// Parses on a blocking thread, as many at once as there are cores.
-    async fn parse<T, F>(&self, work: F) -> Result<T, Stop>
+    async fn parse<T, F>(&mut self, work: F) -> Result<T, Stop>
     where
         T: Send + 'static,
         F: FnOnce() -> Result<T, RecipeError> + Send + 'static,
@@ -334,7 +371,12 @@ impl Call<'_> {
         .await;
         match result {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(failed(error.kind(), error.to_string(), again_after(&error))),
+            Ok(Err(error)) => {
+                if let RecipeError::Truncated(_) = error {
+                    self.circuit.note_failure(); // An exit that died looks like a clean end.
+                }
+                Err(failed(error.kind(), error.to_string(), again_after(&error)))
+            }
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
     }
@@ -442,6 +484,20 @@ impl Mark {
     }
 }
 
+/// What an end says of its shop.
+fn went(end: &VisitEnd) -> Went {
+    match end {
+        VisitEnd::Found(_)
+        | VisitEnd::NotFound
+        | VisitEnd::Mismatch { .. }
+        | VisitEnd::Sold
+        | VisitEnd::NotSold => Went::LetIn,
+        VisitEnd::Failed { .. } => Went::Astray,
+        VisitEnd::Refused { rule, way, .. } => Went::Refused { way: way.clone(), rule: rule.clone() },
+        VisitEnd::NoCatalogue | VisitEnd::PutBack | VisitEnd::Lost { .. } | VisitEnd::Void => Went::Nowhere,
+    }
+}
+
 /// What the log says of a visit.
 pub(super) struct VisitFacts {
     batch_id: String,
@@ -495,6 +551,7 @@ impl VisitFacts {
             VisitEnd::NotSold => ("not_sold", ""),
             VisitEnd::NoCatalogue => ("no_catalogue", ""),
             VisitEnd::Failed { reason, .. } => (reason.kind.as_str(), reason.detail.as_str()),
+            VisitEnd::Refused { rule, .. } => (BLOCKED, rule.as_str()),
             VisitEnd::PutBack => ("put_back", ""),
             VisitEnd::Lost { .. } | VisitEnd::Void => ("lost", ""),
         };

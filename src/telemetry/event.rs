@@ -246,16 +246,23 @@ events! {
           country: Option<&'a str>, attempt: u64, outcome: &'a str, detail: &'a str, duration_ms: u64,
           won_by: Option<&'a str> }
         => "Nothing, for one. If many of a shop fail in the same way, look at its recipe."
-    /// A circuit was retired; the next visit of its scraper uses a new one.
+    /// A circuit was retired; the next visit of its scraper uses a new one. The reason is `blocked`, `age`, `uses`,
+    /// `failures` (visits in a row that came to nothing), `slow` (against the others at a shop), or the kind of the error
+    /// that was plainly its doing.
     CircuitRetired = "circuit_retired", INFO, "circuit retired" { circuit: &'a str, reason: &'a str }
         => "Nothing."
-    /// Visits of a shop keep taking their scrapers with them: it is left alone until then. Its visits wait, uncharged;
-    /// the other shops go on.
-    ShopSuspended = "shop_suspended", ERROR, "shop suspended: its visits make scrapers crash"
-        { site: &'a str, until: &'a str, seconds: u64, crashes: u64, detail: &'a str }
-        => "Report the detail as a bug. The shop is tried again by itself at the time named."
-    /// The time of a suspended shop is over: one visit is tried, and if it ends well the others follow.
-    ShopResumed = "shop_resumed", INFO, "shop resumed: one visit is tried" { site: &'a str }
+    /// A shop is left alone until then, because of so many crashes of scrapers in its visits (reason `crashes`), or because
+    /// it refused so many visits in a row, whichever way they came (reason `blocks`). After crashes its visits wait,
+    /// uncharged; after blocks they end as `blocked`, or wait where the shop has `on_block = "wait"`. The other shops go on.
+    ShopSuspended = "shop_suspended", ERROR, "shop suspended: it is left alone and tried now and then"
+        { site: &'a str, reason: &'a str, until: &'a str, seconds: u64, count: u64, detail: &'a str }
+        => "For crashes report the detail as a bug. For blocks lower the shop's rate; it is tried again by itself."
+    /// One visit of a suspended shop was tried and ended as those before: the shop is left alone for longer, until then.
+    ShopProbed = "shop_probed", INFO, "suspended shop was tried: it is left alone for longer"
+        { site: &'a str, reason: &'a str, until: &'a str, seconds: u64, detail: &'a str }
+        => "Nothing. It is tried again by itself."
+    /// One visit of a suspended shop was tried and ended well: the others follow.
+    ShopResumed = "shop_resumed", INFO, "shop resumed" { site: &'a str, reason: &'a str }
         => "Nothing."
     /// Tor is not there: nothing goes out, work waits, no deadline runs.
     TorLost = "tor_lost", ERROR, "Tor is not there: work waits" { reason: &'a str, socks: &'a str }

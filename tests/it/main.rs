@@ -5,6 +5,7 @@
 mod support;
 
 mod accept;
+mod blocks;
 mod config;
 mod deliver;
 mod disk;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Response, Version};
 use tokio::sync::mpsc;
 
-use super::{Hit, Purpose, structure::Document};
+use super::{Hit, Purpose, structure::Document, wary::Wariness};
 use crate::{
     Gate,
     server::{self, Content, HungUp, Wire},
@@ -47,6 +47,8 @@ pub enum Conduct {
     Status(u16),
     /// Normal for the first requests that reach each address of the shop (so from each exit); then 403.
     BlockedAfter(usize),
+    /// Normal, but with a 403 for exits that come too often.
+    Wary(Wariness),
     /// Half of the normal answer without a length, then an orderly end: it looks complete.
     CutShort,
     /// Half of the normal answer with its whole length announced, then the end.
@@ -160,8 +162,8 @@ pub(super) async fn perform(
                 wire.reset_on_close();
                 return Err(HungUp);
             }
-            // `BlockedAfter` was decided when the request was recorded.
-            Conduct::Normal | Conduct::BlockedAfter(_) => whole(right()),
+            // These two were decided when the request was recorded.
+            Conduct::Normal | Conduct::BlockedAfter(_) | Conduct::Wary(_) => whole(right()),
             Conduct::WrongProduct => whole(document(Variant::Wrong)),
             Conduct::Nothing => whole(document(Variant::Nothing)),
             Conduct::Drip(pause) => dripping(right(), pause),

@@ -20,6 +20,7 @@ use crate::ledger::sqlite::{OpenOptions, Opened};
 use crate::ledger::store::Addressing;
 use crate::model::page::Via;
 use crate::model::{Language, SiteName};
+use crate::recipe::OnBlock;
 use crate::scraper::actor::{CatalogueGear, Gear, Shop};
 use crate::scraper::circuit::{self, WearLimits};
 use crate::scraper::control::{Control, State as ControlState};
@@ -227,6 +228,8 @@ fn gear(config: &Config, base: &Base, token: Option<String>) -> Gear {
             interval: catalogue.rate.interval(),
             concurrency: catalogue.concurrency as u32,
             via: catalogue.via,
+            // It is the owner's own server, and blocks nobody.
+            on_block: OnBlock::Wait,
         },
         catalogue,
         token,

@@ -145,6 +145,61 @@ async fn a_generation_wears_by_age_from_its_first_use_and_by_uses() {
     assert_eq!(circuit.worn(&limits, first + Duration::from_secs(400)), None);
 }
 
+fn no_limits() -> WearLimits {
+    WearLimits { age_max: Duration::from_secs(400), uses_max: 100 }
+}
+
+#[test]
+fn failures_in_a_row_that_may_be_its_doing_wear_a_generation_out() {
+    let mut circuit = circuit(1, "127.0.0.1:9050", None);
+    let worn = |circuit: &Circuit| circuit.worn(&no_limits(), Instant::now());
+    circuit.note_failure();
+    circuit.note_success();
+    circuit.note_failure();
+    assert_eq!(worn(&circuit), None, "one at a time may be the shop's");
+    circuit.note_failure();
+    assert_eq!(worn(&circuit), Some(Worn::Failures));
+    circuit.rotate();
+    assert_eq!(worn(&circuit), None);
+}
+
+#[test]
+fn a_circuit_that_is_slow_against_its_peers_is_worn_and_they_are_not() {
+    const SECOND: Duration = Duration::from_secs(1);
+    let settings = circuit(1, "127.0.0.1:9050", None).settings.clone();
+    let mut circuits = [1, 2, 3].map(|worker| Circuit::new(worker, 41, 1, settings.clone()));
+    for (circuit, seconds) in circuits.iter_mut().zip([10, 1, 1]) {
+        circuit.serve(Some("a".into()));
+        (0..5).for_each(|_| circuit.note_latency(seconds * SECOND));
+    }
+    let latencies: Vec<_> = settings.roster.rows().iter().map(|row| row.latency).collect();
+    assert_eq!(latencies, [Some(10 * SECOND), Some(SECOND), Some(SECOND)]);
+    let worn = |circuit: &Circuit| circuit.worn(&no_limits(), Instant::now());
+    assert_eq!(circuits.each_ref().map(worn), [Some(Worn::Slow), None, None]);
+    circuits[0].rotate();
+    assert_eq!(worn(&circuits[0]), None, "another generation begins anew");
+    assert_eq!(settings.roster.rows()[0].latency, None);
+}
+
+#[tokio::test]
+async fn a_turn_to_build_is_held_until_the_first_connection_stands() {
+    let shop = Shop::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let socks = Socks::start(Manner::Forwards { to: shop.address }).await;
+    let mut circuit = circuit(1, &socks.address, None);
+    let request = Request::get(Url::parse("http://www.shop.example/").unwrap());
+    circuit.wait_to_build().await;
+    assert!(circuit.building.is_some());
+    circuit.fetch(&request, Via::Tor, &limits(), &[], soon()).await.unwrap();
+    assert!(circuit.building.is_none() && circuit.built);
+    circuit.wait_to_build().await;
+    assert!(circuit.building.is_none(), "it stands");
+    circuit.rotate();
+    circuit.wait_to_build().await;
+    assert!(circuit.building.is_some(), "the next generation is built as well");
+    circuit.serve(None);
+    assert!(circuit.building.is_none(), "a visit that is over builds no more");
+}
+
 #[test]
 fn what_cannot_be_dialled_is_refused_before_any_dial() {
     let of = |url: &str, via| Origin::of(&Url::parse(url).unwrap(), via);

@@ -3,7 +3,7 @@
 use tokio::net::TcpStream;
 
 use super::socks::{self, Dialled};
-use super::{Circuit, is_onion};
+use super::{Circuit, StreamReason, is_onion};
 use crate::model::page::Via;
 use crate::scraper::control::protocol::{CircuitNo, Owner};
 use crate::scraper::control::{Control, Unbound};
@@ -40,6 +40,9 @@ impl Circuit {
         // The way to an onion service has no exit, and is tor's own choice.
         let control = self.settings.control.clone().filter(|_| !is_onion(host));
         let owner = self.credentials.owner();
+        if let Some(control) = &control {
+            control.dials(&owner);
+        }
         let bound = match &control {
             Some(control) if control.is_strict() => match self.bind(control, &owner).await {
                 Ok(circuit) => Some(circuit),
@@ -50,9 +53,15 @@ impl Circuit {
         let tcp = match socks::dial(self.settings.tor.socks(), host, port, &self.credentials).await {
             Dialled::Connected(tcp) => tcp,
             Dialled::Refused(reply) => {
-                let died =
-                    bound.is_some_and(|circuit| control.is_some_and(|control| !control.stands(circuit)));
-                return if died { Way::Again } else { Way::Ended(FetchError::Unreached { reply }) };
+                let Some(control) = control else {
+                    return Way::Ended(FetchError::Unreached { reply, reason: None });
+                };
+                if bound.is_some_and(|circuit| !control.stands(circuit)) {
+                    return Way::Again;
+                }
+                let reason = control.refusal(&owner).await;
+                let reason = reason.and_then(|reason| StreamReason::parse(&reason));
+                return Way::Ended(FetchError::Unreached { reply, reason });
             }
             Dialled::Away(away) => return Way::Ended(FetchError::Tor(away)),
         };

@@ -21,6 +21,8 @@ pub struct Book {
     streams: HashMap<StreamNo, (Owner, u16)>,
     /// Where the last stream of an owner went, by its port.
     routes: HashMap<Owner, Route>,
+    /// Why the last stream of an owner came to nothing.
+    refusals: HashMap<Owner, Box<str>>,
     /// Owners whose streams the daemon attaches, and to what.
     bound: HashMap<Owner, Option<CircuitNo>>,
 }
@@ -106,11 +108,34 @@ impl Book {
                     self.routes.insert(owner.clone(), Route { source_port: *source_port, circuit });
                 }
             }
+            StreamStatus::Detached => self.refused(stream, owner, ours),
             StreamStatus::Failed | StreamStatus::Closed => {
+                // The first word is the exit's; what follows may be our own.
+                if !self.refusals.contains_key(owner) {
+                    self.refused(stream, owner, ours);
+                }
                 self.streams.remove(&stream.id);
             }
-            StreamStatus::Detached | StreamStatus::Other => {}
+            StreamStatus::Other => {}
         }
+    }
+
+    fn refused(&mut self, stream: &Stream, owner: &Owner, ours: bool) {
+        if let Some(reason) = stream.reason.clone().filter(|_| ours)
+            && self.refusals.len() < STREAMS_MAX
+        {
+            self.refusals.insert(owner.clone(), reason);
+        }
+    }
+
+    /// An owner dials: what its last dial came to is forgotten.
+    pub fn dials(&mut self, owner: &Owner) {
+        self.refusals.remove(owner);
+    }
+
+    /// Why the dial of this owner came to nothing, in tor's words; the exit's where there are any.
+    pub fn refusal(&self, owner: &Owner) -> Option<&str> {
+        self.refusals.get(owner).map(|reason| &**reason)
     }
 
     /// Where the stream from this port went, with the exit.
@@ -174,6 +199,7 @@ impl Book {
     /// An owner is gone. Gives its circuit, if nobody else uses that.
     pub fn forget(&mut self, owner: &Owner) -> Option<CircuitNo> {
         self.streams.retain(|_, (other, _)| other != owner);
+        self.refusals.remove(owner);
         let route = self.routes.remove(owner).map(|route| route.circuit);
         let circuit = self.bound.remove(owner).flatten().or(route)?;
         let alone = self.circuits.get(&circuit)?.users.iter().all(|user| user == owner);
@@ -238,6 +264,20 @@ mod tests {
         assert_eq!((circuit, &*exit.nickname), (CircuitNo(7), "exit0"));
         assert_eq!(book.route(&owner("ours1"), 4001), None, "another dial, of which nothing is known yet");
         assert_eq!(book.route(&owner("ours2"), 4000), None);
+    }
+
+    #[test]
+    fn a_dial_that_fails_is_told_with_the_first_reason_of_its_own() {
+        let mut book = used();
+        assert_eq!(book.refusal(&owner("ours1")), None);
+        for (status, reason) in [("DETACHED", "EXITPOLICY"), ("CLOSED", "MISC")] {
+            tell(&mut book, &format!("2 {status} 7 a.test:80 REASON=END REMOTE_REASON={reason}"), "ours1");
+            tell(&mut book, &format!("3 {status} 7 a.test:80 REASON={reason}"), "theirs");
+        }
+        assert_eq!(book.refusal(&owner("ours1")), Some("EXITPOLICY"));
+        assert_eq!(book.refusal(&owner("theirs")), None, "nobody asks for theirs");
+        book.dials(&owner("ours1"));
+        assert_eq!(book.refusal(&owner("ours1")), None);
     }
 
     #[test]

@@ -142,8 +142,8 @@ impl Control {
     fn hear_stream(&self, stream: &Stream) {
         self.0.book.send_if_modified(|book| {
             book.on_stream(stream, socks::is_ours);
-            // Whoever waits, waits for this.
-            stream.status == StreamStatus::Succeeded
+            // Whoever waits, waits for these.
+            matches!(stream.status, StreamStatus::Succeeded | StreamStatus::Detached | StreamStatus::Closed)
         });
     }
 

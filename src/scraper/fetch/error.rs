@@ -1,15 +1,26 @@
 //! Why a fetch produced no page, and what that says about the next attempt.
+//!
+//! | what happened                                              | what follows                                             |
+//! |------------------------------------------------------------|----------------------------------------------------------|
+//! | Tor is not there                                           | later, uncharged                                         |
+//! | Tor did not reach the shop                                 | by its reply and its reason: [`reason`]                  |
+//! | no connection, no byte, silence, the deadline, a cut answer | elsewhere: the circuit is the usual culprit              |
+//! | the shop hung up on a kept connection                      | here: its idle limit met the request                     |
+//! | the shop hung up on a new one                              | elsewhere                                                |
+//! | TLS or HTTP not as it should be, a body that does not unpack | elsewhere: an exit that meddles shows here first        |
+//! | a block (a status, a word, a challenge, a small page)      | elsewhere                                                |
+//! | a redirect to another shop                                 | elsewhere: shops sort exits by country                   |
+//! | too large, too many redirects, one to http or to nothing, an unknown coding, a request that cannot be sent | never |
 
 use crate::descriptors;
-use crate::scraper::circuit::{OnionFailure, SocksReply};
+use crate::recipe::Block;
+use crate::scraper::circuit::reason::{self, TOR_LOOK_AGAIN_AFTER};
+use crate::scraper::circuit::{SocksReply, StreamReason};
 use crate::scraper::decode::DecodeError;
 use crate::scraper::probe::TorAway;
 use std::error::Error;
 use std::io;
 use std::time::Duration;
-
-/// How soon it is worth looking whether Tor is back.
-const TOR_LOOK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// Why one fetch through one circuit produced no page. Texts name no URL: a query may hold what must not be logged.
 #[derive(Debug, thiserror::Error)]
@@ -17,8 +28,9 @@ pub enum FetchError {
     /// No fault of the shop's: whoever meets it is put back uncharged.
     #[error(transparent)]
     Tor(#[from] TorAway),
-    #[error("tor did not reach the shop: {reply}")]
-    Unreached { reply: SocksReply },
+    /// With what the control port says of it, where there is one.
+    #[error("tor did not reach the shop: {reply}{}", .reason.map_or(String::new(), |reason| format!("; {reason}")))]
+    Unreached { reply: SocksReply, reason: Option<StreamReason> },
     /// Nothing was sent to the shop.
     #[error("all of {tried} circuits ended on exits that the shop blocks, or were lost")]
     NoOtherExit { tried: u32 },
@@ -49,6 +61,8 @@ pub enum FetchError {
     DecodedTooLarge { limit_bytes: usize },
     #[error("decode the body")]
     Encoding { source: DecodeError },
+    #[error("{block}")]
+    Blocked { block: Block },
     #[error("redirected to {host}, which is not the shop's")]
     RedirectElsewhere { host: String },
     #[error("redirected from https to http")]
@@ -92,6 +106,7 @@ impl FetchError {
                 "too_large"
             }
             Self::Encoding { .. } => "encoding",
+            Self::Blocked { .. } => "blocked",
             Self::RedirectElsewhere { .. }
             | Self::RedirectDowngrade
             | Self::RedirectInvalid
@@ -119,6 +134,7 @@ impl FetchError {
             | Self::BodyTooLarge { .. }
             | Self::DecodedTooLarge { .. }
             | Self::Encoding { .. }
+            | Self::Blocked { .. }
             | Self::RedirectElsewhere { .. }
             | Self::RedirectDowngrade
             | Self::RedirectInvalid
@@ -145,6 +161,7 @@ impl FetchError {
             | Self::BodyTooLarge { .. }
             | Self::DecodedTooLarge { .. }
             | Self::Encoding { .. }
+            | Self::Blocked { .. }
             | Self::RedirectElsewhere { .. }
             | Self::RedirectDowngrade
             | Self::RedirectInvalid
@@ -156,7 +173,7 @@ impl FetchError {
     pub fn verdict(&self) -> Verdict {
         match self {
             Self::Tor(_) => Verdict::Later(TOR_LOOK_AGAIN_AFTER),
-            Self::Unreached { reply } => Self::verdict_of_reply(*reply),
+            Self::Unreached { reply, reason } => reason::verdict(*reply, *reason),
             // The circuit is the usual culprit: the same page loads at once through another.
             Self::NoOtherExit { .. }
             | Self::Connect { .. }
@@ -172,7 +189,7 @@ impl FetchError {
             Self::Tls { .. } | Self::Protocol { .. } => Verdict::RetryElsewhere,
             Self::Encoding { source } => Self::verdict_of_coding(source),
             // Shops send exits of some countries to another shop, and suspects to a challenge.
-            Self::RedirectElsewhere { .. } => Verdict::RetryElsewhere,
+            Self::Blocked { .. } | Self::RedirectElsewhere { .. } => Verdict::RetryElsewhere,
             Self::HeadTooLarge { .. }
             | Self::BodyTooLarge { .. }
             | Self::DecodedTooLarge { .. }
@@ -180,30 +197,6 @@ impl FetchError {
             | Self::RedirectInvalid
             | Self::TooManyRedirects { .. }
             | Self::Request { .. } => Verdict::Never,
-        }
-    }
-
-    fn verdict_of_reply(reply: SocksReply) -> Verdict {
-        match reply {
-            // Each of these may be the exit's or the circuit's doing alone; see `SocksReply`.
-            SocksReply::General
-            | SocksReply::NotAllowed
-            | SocksReply::NetworkUnreachable
-            | SocksReply::NameOrRoute
-            | SocksReply::Refused
-            | SocksReply::Expired
-            | SocksReply::Other(_) => Verdict::RetryElsewhere,
-            SocksReply::Onion(
-                OnionFailure::DescriptorNotFound
-                | OnionFailure::DescriptorInvalid
-                | OnionFailure::Introduction
-                | OnionFailure::Rendezvous
-                | OnionFailure::IntroductionTimedOut,
-            ) => Verdict::RetryElsewhere,
-            SocksReply::Onion(
-                OnionFailure::ClientAuthMissing | OnionFailure::ClientAuthWrong | OnionFailure::BadAddress,
-            ) => Verdict::Never,
-            SocksReply::Succeeded | SocksReply::NotSupported => Verdict::Never,
         }
     }
 

@@ -2,7 +2,17 @@
 
 use super::FetchError;
 use crate::model::page::{Method, Request};
+use crate::recipe::Blocks;
 use url::Url;
+
+/// Where the redirects of one request may lead.
+#[derive(Clone, Copy, Debug)]
+pub struct Redirects<'a> {
+    /// `host` for the scheme's own port, or `host:port`.
+    pub hosts: &'a [String],
+    /// What says which addresses are the shop's way to say no; they are not gone to.
+    pub blocks: Option<&'a Blocks>,
+}
 
 /// Statuses that are followed; 300, 304, 305 and 306 are answers like any other.
 pub(super) fn is_followed(status: u16) -> bool {
@@ -14,16 +24,19 @@ pub(super) fn next(
     mut request: Request,
     status: u16,
     location: &str,
-    hosts: &[String],
+    redirects: &Redirects<'_>,
 ) -> Result<Request, FetchError> {
     let mut url = request.url.join(location.trim()).map_err(|_| FetchError::RedirectInvalid)?;
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
         return Err(FetchError::RedirectInvalid);
     }
+    if let Some(block) = redirects.blocks.and_then(|blocks| blocks.of_redirect(&request.url, &url)) {
+        return Err(FetchError::Blocked { block });
+    }
     if request.url.scheme() == "https" && url.scheme() == "http" {
         return Err(FetchError::RedirectDowngrade);
     }
-    if !hosts.iter().any(|host| is_at(&url, host)) {
+    if !redirects.hosts.iter().any(|host| is_at(&url, host)) {
         return Err(FetchError::RedirectElsewhere { host: url.host_str().unwrap_or_default().to_owned() });
     }
     // A name and password in an address are nobody's headers here; neither can fail on a web address.
@@ -57,8 +70,9 @@ fn is_at(url: &Url, host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{FetchError, is_at, next};
+    use super::{FetchError, Redirects, is_at, next};
     use crate::model::page::{Method, Request};
+    use crate::recipe::{Blocks, Pattern};
     use url::Url;
 
     fn post() -> Request {
@@ -74,7 +88,24 @@ mod tests {
     }
 
     fn to(status: u16, location: &str) -> Result<Request, FetchError> {
-        next(post(), status, location, &["www.shop.fr".into(), "img.shop.fr:8443".into()])
+        to_unless(status, location, None)
+    }
+
+    fn to_unless(status: u16, location: &str, blocks: Option<&Blocks>) -> Result<Request, FetchError> {
+        let hosts = ["www.shop.fr".into(), "img.shop.fr:8443".into()];
+        next(post(), status, location, &Redirects { hosts: &hosts, blocks })
+    }
+
+    #[test]
+    fn a_challenge_is_not_gone_to_wherever_it_is() {
+        let blocks = Blocks { redirect: vec![Pattern::parse("/challenge").unwrap()], ..Blocks::default() };
+        for challenge in ["/challenge?back=1", "http://www.shop.fr/challenge", "//guard.example/challenge"] {
+            let refused = to_unless(302, challenge, Some(&blocks));
+            assert!(matches!(refused, Err(FetchError::Blocked { .. })), "{challenge}: {refused:?}");
+        }
+        assert!(to_unless(302, "/p.html", Some(&blocks)).is_ok());
+        let elsewhere = to_unless(302, "//evil.example/p", Some(&blocks));
+        assert!(matches!(elsewhere, Err(FetchError::RedirectElsewhere { .. })), "{elsewhere:?}");
     }
 
     #[test]

@@ -657,7 +657,7 @@ mod tor {
             assert!(matches!(error, FetchError::Unreached { .. }), "{code:#04x}: {error:?}");
             assert_eq!((error.verdict(), error.seen_bytes()), (verdict, false), "{code:#04x}");
         }
-        let refused = FetchError::Unreached { reply: SocksReply::General };
+        let refused = FetchError::Unreached { reply: SocksReply::General, reason: None };
         assert_eq!(
             refused.to_string(),
             "tor did not reach the shop: 0x01, general failure: refused port, policy or dead circuit"

@@ -18,7 +18,8 @@ use crate::scraper::{CATALOGUE, Visit};
 pub(super) fn limits(gear: &Gear) -> BTreeMap<SiteName, ShopLimits> {
     let shops = gear.shops.iter().map(|(name, shop)| {
         let (interval, concurrency, via) = (shop.interval, shop.concurrency, shop.recipe.waits_for());
-        (name.clone(), ShopLimits { interval, concurrency, via })
+        let on_block = shop.recipe.on_block;
+        (name.clone(), ShopLimits { interval, concurrency, via, on_block })
     });
     shops.chain(gear.catalogue.iter().map(|catalogue| (CATALOGUE.into(), catalogue.limits))).collect()
 }

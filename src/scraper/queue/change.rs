@@ -22,7 +22,7 @@ impl<V> Queue<V> {
         let came_back = gone.iter().flat_map(|site| self.close_shop(site)).collect();
         // One that comes back goes on with its pace and its suspension; without them there is nothing to remember.
         self.shops.retain(|_, shop| {
-            let is_bound = now < shop.pace.next_at() || shop.suspension.allows(1) == 0;
+            let is_bound = now < shop.pace.next_at() || !shop.suspension.is_open();
             !shop.closed || shop.in_flight > 0 || is_bound
         });
         for (site, limits) in shops {
@@ -41,11 +41,18 @@ impl<V> Queue<V> {
     }
 
     fn close_shop(&mut self, site: &SiteName) -> Vec<(Label, V)> {
+        if let Some(shop) = self.shops.get_mut(site) {
+            shop.closed = true;
+        }
+        self.turn.retain(|other| other != site);
+        self.take_waiting(site)
+    }
+
+    /// All that waits for this shop.
+    pub(super) fn take_waiting(&mut self, site: &SiteName) -> Vec<(Label, V)> {
         let Some(shop) = self.shops.get_mut(site) else { return Vec::new() };
-        shop.closed = true;
         shop.line.clear();
         let mut waited: Vec<(Label, V)> = shop.waiting.drain().flat_map(|(_, line)| line).collect();
-        self.turn.retain(|other| other != site);
         let suspects = std::mem::take(&mut self.suspects);
         let (of_it, others): (Vec<_>, Vec<_>) =
             suspects.into_iter().partition(|(label, _)| label.site == *site);
@@ -62,13 +69,18 @@ mod tests {
     use super::super::{Next, Open};
     use super::*;
     use crate::model::page::Via;
+    use crate::model::way::Way;
     use crate::model::{BatchNo, ProductKey};
+    use crate::recipe::OnBlock;
+    use crate::scraper::suspension::Went;
+    use crate::supervisor::policy::Roll;
 
     const ALL: Open = Open { tor: true, direct: true };
     const SECOND: Duration = Duration::from_secs(1);
 
     fn shops(shops: &[(&str, Duration)]) -> BTreeMap<SiteName, ShopLimits> {
-        let limits = |interval| ShopLimits { interval, concurrency: 1, via: Via::Tor };
+        let limits =
+            |interval| ShopLimits { interval, concurrency: 1, via: Via::Tor, on_block: OnBlock::End };
         shops.iter().map(|(site, interval)| (SiteName::from(*site), limits(*interval))).collect()
     }
 
@@ -139,6 +151,32 @@ mod tests {
         assert!(queue.shops.contains_key("a"));
         queue.change(4, &shops(&[]), now + SECOND);
         assert!(!queue.shops.contains_key("a"));
+    }
+
+    #[test]
+    fn a_suspension_outlives_a_reload_which_may_say_that_its_visits_are_to_wait() {
+        let now = Instant::now();
+        let mut queue = queue(&[("a", Duration::ZERO)], now);
+        for index in 1.. {
+            queue.push(label("a", index, false), index).unwrap();
+            let refused = started(&mut queue, now);
+            queue.ended(&refused);
+            let way = Way::Circuit(index.to_string().into());
+            let went = Went::Refused { way, rule: "status 403".into() };
+            if queue.went(&refused, &went, now, Roll(0)).is_some() {
+                break;
+            }
+        }
+        queue.change(4, &shops(&[]), now);
+        queue.change(4, &shops(&[("a", Duration::ZERO)]), now);
+        queue.push(label("a", 101, false), 101).unwrap();
+        assert_eq!(queue.turned_away(), [101], "it was gone and is back, and refuses as before");
+        let mut waits = shops(&[("a", Duration::ZERO)]);
+        waits.get_mut("a").unwrap().on_block = OnBlock::Wait;
+        queue.change(4, &waits, now);
+        queue.push(label("a", 102, false), 102).unwrap();
+        assert!(queue.turned_away().is_empty());
+        assert!(matches!(queue.next(now, ALL), Next::Wait(None)), "it waits");
     }
 
     #[test]

@@ -35,6 +35,7 @@ mod tests {
     use super::*;
     use crate::model::page::Via;
     use crate::model::{BatchNo, ProductKey};
+    use crate::recipe::OnBlock;
     use crate::supervisor::policy::Roll;
 
     const ALL: Open = Open { tor: true, direct: true };
@@ -48,7 +49,11 @@ mod tests {
     fn queue(interval: Duration, concurrency: u32, now: Instant) -> Queue<()> {
         let mut queue = Queue::new(4);
         for site in ["a", "b"] {
-            queue.open_shop(site.into(), ShopLimits { interval, concurrency, via: Via::Tor }, now);
+            queue.open_shop(
+                site.into(),
+                ShopLimits { interval, concurrency, via: Via::Tor, on_block: OnBlock::End },
+                now,
+            );
         }
         queue.push(label("a", 1), ()).unwrap();
         start(&mut queue, now);
