@@ -16,6 +16,7 @@ pub mod actor;
 pub mod blocks;
 pub mod builds;
 pub mod circuit;
+pub mod control;
 pub mod deadlines;
 pub mod decode;
 pub mod errand;

@@ -141,6 +141,8 @@ keys! {
     Tor {
         socks: start,
         control: start,
+        control_password_file: live,
+        binding: start,
         circuits: live,
         uses_max: live,
         age_max: live,

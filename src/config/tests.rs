@@ -102,6 +102,19 @@ url = "postgres://db/x"
 }
 
 #[test]
+fn the_strict_grade_needs_the_control_port() {
+    let message = problem(&format!("{URL}[tor]\nbinding = \"strict\"\n"));
+    assert!(
+        message.starts_with("c.toml:4:11: `tor.binding`: \"strict\" needs the control port"),
+        "{message}"
+    );
+    assert!(message.contains("`tor.control`"), "{message}");
+    let config = with("[tor]\nbinding = \"strict\"\ncontrol = \"127.0.0.1:9051\"\n").unwrap();
+    assert_eq!(config.tor.binding, Binding::Strict);
+    assert_eq!(with("").unwrap().tor.binding, Binding::Credentials);
+}
+
+#[test]
 fn syntax_errors_are_placed_and_do_not_hide_the_rest() {
     let found = parse("c.toml", "[server]\nlisten = 127.0.0.1:80\nbody_timeout = 3\n[tor\n").unwrap_err();
     assert!(found.iter().any(|p| p.line == 2), "{found:#?}");

@@ -6,7 +6,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Tor has at most 32 in the making for all its clients (`MaxClientCircuitsPending`) and lets the rest wait where nobody
 /// sees it; a start with hundreds of circuits would time out there. Half of them leaves room for others and for tor's own.
-const BUILDS_MAX: usize = 16;
+pub(super) const BUILDS_MAX: usize = 16;
 
 /// Turns at having a circuit built, for all circuits of this process. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ use url::Url;
 
 use self::manners::Asked;
 use super::actor::{CatalogueGear, Gear, Shop};
-use super::circuit::Circuit;
+use super::circuit::{By, Circuit};
 use super::deadlines::Watched;
 use super::errand::Errand;
 use super::fetch::{FetchError, Redirects, Verdict};
@@ -71,15 +71,20 @@ impl<'a> Call<'a> {
             visit.ticket.answer(end);
             return Went::Nowhere;
         }
-        let begun = visit.ticket.begin(VisitFacts::of(&visit), self.circuit.id().to_string());
-        let Some(started) = begun else { return Went::Nowhere };
         self.circuit.serve(Some(visit.site.clone()));
+        self.circuit.avoid_blocked_exit();
+        let begun = visit.ticket.begin(VisitFacts::of(&visit), self.circuit.id().to_string());
+        let Some(started) = begun else {
+            self.circuit.serve(None);
+            return Went::Nowhere;
+        };
         let overtaken = visit.ticket.overtaken();
         let end = tokio::select! {
             biased;
             () = overtaken => None,
             end = self.visit_or_put_back(&mut visit, started) => Some(end),
         };
+        visit.ticket.went_by(self.circuit.visited_by());
         self.circuit.serve(None);
         // Its twin has the answer, or the one whose twin it is: the exchange is dropped, and nothing is charged.
         let Some(end) = end else { return Went::Nowhere };
@@ -267,7 +272,7 @@ impl<'a> Call<'a> {
             self.gear.tor.lose(away, None);
             return Stop::PutBack;
         }
-        if via == Via::Tor {
+        if via == Via::Tor && !matches!(error, FetchError::NoOtherExit { .. }) {
             let host = request.url.host_str().unwrap_or_default();
             let was_there = self.gear.tor.was_there(error, host, self.gear.probe_timeout).await;
             if let Err((away, prove_with)) = was_there {
@@ -508,8 +513,16 @@ impl VisitFacts {
             .emit();
     }
 
-    /// `won_by`: whose end it is, if it was hedged.
-    pub(super) fn tell_ended(&self, circuit: &str, end: &VisitEnd, took: Duration, won_by: Option<&str>) {
+    /// `by`: what it really went through, where that is known; a blocked exit may have been left before. `won_by`: whose
+    /// end it is, if it was hedged.
+    pub(super) fn tell_ended(
+        &self,
+        circuit: &str,
+        by: Option<&By>,
+        end: &VisitEnd,
+        took: Duration,
+        won_by: Option<&str>,
+    ) {
         let Self { batch_id, index, ean, site, attempt } = self;
         let (outcome, detail) = match end {
             VisitEnd::Found(_) => ("found", ""),
@@ -525,12 +538,18 @@ impl VisitFacts {
         };
         let duration_ms = took.as_millis() as u64;
         let (index, attempt) = (*index, *attempt);
+        let by_name = by.map(|by| by.circuit.to_string());
+        let circuit = by_name.as_deref().unwrap_or(circuit);
+        let exit = by.map(|by| &*by.exit.nickname);
+        let country = by.and_then(|by| by.exit.country.as_deref());
         Event::VisitEnded {
             batch_id,
             index,
             ean,
             site,
             circuit,
+            exit,
+            country,
             attempt,
             outcome,
             detail,

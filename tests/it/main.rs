@@ -22,3 +22,4 @@ mod scrape;
 mod shutdown;
 mod systemd;
 mod tor;
+mod tor_control;
