@@ -52,8 +52,6 @@ use crate::{Because, Result, Trouble, apt};
 /// The authority and three exits: paths have three relays, so one may be lost.
 const RELAYS: u8 = 4;
 
-const AUTHORITY_NUMBER: u8 = 0;
-
 /// How long a fresh start may take on a loaded machine.
 const FRESH_MAX: Duration = Duration::from_secs(120);
 

@@ -19,3 +19,4 @@ mod scrape;
 mod shutdown;
 mod systemd;
 mod tor;
+mod tor_faults;

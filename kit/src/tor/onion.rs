@@ -4,8 +4,8 @@ use std::{net::SocketAddr, time::Duration};
 
 use tokio::time::{Instant, timeout};
 
-use super::{AUTHORITY_NUMBER, Control, TorNetwork};
-use crate::{Because, Result, Trouble, client, client::Credentials};
+use super::{Control, TorNetwork};
+use crate::{Result, Trouble, client, client::Credentials};
 
 /// Its descriptor is with the directories after about two seconds; longer than that takes on a loaded machine.
 const PUBLISHED_WITHIN: Duration = Duration::from_secs(90);
@@ -13,7 +13,8 @@ const PUBLISHED_WITHIN: Duration = Duration::from_secs(90);
 /// One try to reach it: with a descriptor of its last points of contact a client would try for two minutes.
 const TRY_MAX: Duration = Duration::from_secs(5);
 
-/// An onion service on the authority's tor. It ends there, and is not ended by being dropped.
+/// An onion service on the client's tor, from which its visitors are six relays away all the same. It ends with that tor
+/// or by [`Onion::close`], and not by being dropped.
 #[derive(Debug)]
 pub struct Onion {
     host: String,
@@ -36,7 +37,7 @@ impl Onion {
 impl TorNetwork {
     /// Opens an onion service whose port 80 leads to `target`, and waits until the client reaches it.
     pub async fn open_onion(&self, target: SocketAddr) -> Result<Onion> {
-        let mut control = self.open_relay_control(AUTHORITY_NUMBER).await?;
+        let mut control = self.open_control().await?;
         let order = format!("ADD_ONION NEW:ED25519-V3 Flags=DiscardPK,Detach Port=80,{target}");
         let said = control.command(&order).await?;
         let id = said.iter().find_map(|line| line.strip_prefix("ServiceID="));
@@ -57,12 +58,5 @@ impl TorNetwork {
             tries += 1;
             tokio::time::sleep(super::LOOK_EVERY).await;
         }
-    }
-
-    /// A new connection to the control port of a relay.
-    pub(super) async fn open_relay_control(&self, number: u8) -> Result<Control> {
-        let cookie = self.run.join(super::relay_name(number)).join("cookie");
-        let address = (self.subnet.relay(number), super::CONTROL_PORT).into();
-        Control::connect(address, &cookie).await.because("reach a relay's control port")
     }
 }

@@ -1,6 +1,7 @@
 //! What can be done to the circuits of a private network while it runs, through control ports.
 
 use std::{
+    fs,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -8,8 +9,11 @@ use std::{
     thread::JoinHandle,
 };
 
-use super::{Control, TorNetwork};
-use crate::{Because, Result};
+use rustix::process::Signal;
+use tokio::time::Instant;
+
+use super::{Control, FRESH_MAX, TorNetwork};
+use crate::{Because, Result, Trouble};
 
 /// Closes each of the client's circuits as soon as it is built, until it is dropped.
 #[derive(Debug)]
@@ -100,12 +104,52 @@ impl TorNetwork {
         self.open_control().await?.command(&order).await.map(drop)
     }
 
-    /// Has an exit refuse this port from now on, which no client knows, or none again.
+    /// Has an exit refuse this port from now on, or none again, which no client knows. Starts it again: a running one
+    /// takes a minute to believe its own new policy.
     pub async fn refuse_port(&self, exit: usize, port: Option<u16>) -> Result<()> {
-        let refused = port.map(|port| format!("reject *:{port},")).unwrap_or_default();
-        let number = u8::try_from(Self::number(exit)).because("number the relays")?;
-        let order = format!("SETCONF ExitPolicy=\"{refused}accept *:*\"");
-        self.open_relay_control(number).await?.command(&order).await.map(drop)
+        const ALL: &str = "ExitPolicy accept *:*";
+        self.kill_exit(exit);
+        let path = self.run.join(&self.exits[exit].name).join("torrc");
+        let torrc = fs::read_to_string(&path).because(format_args!("read {}", path.display()))?;
+        let kept = torrc.lines().filter(|line| !line.starts_with("ExitPolicy reject"));
+        let refused = port.map(|port| format!("ExitPolicy reject *:{port}\n")).unwrap_or_default();
+        let torrc: String = kept
+            .map(|line| if line == ALL { format!("{refused}{ALL}\n") } else { format!("{line}\n") })
+            .collect();
+        fs::write(&path, torrc).because(format_args!("write {}", path.display()))?;
+        self.revive_exit(exit).await
+    }
+
+    /// Undoes whatever was done, also by a test that failed halfway: every relay runs, no nameserver lies, and the client
+    /// is a new one, which knows of no trouble.
+    pub async fn mend(&self) -> Result<()> {
+        self.dns().be_honest();
+        for exit in 0..self.exits.len() {
+            let is_there = self.signal_exit(exit, Signal::CONT).is_ok();
+            if !is_there {
+                self.revive_exit(exit).await?;
+            }
+        }
+        self.stop_client();
+        self.start_client().await
+    }
+
+    /// An exit that is the first relay of no circuit now, by its place in [`TorNetwork::exits`]: clients enter by few.
+    pub async fn exit_that_is_no_guard(&self) -> Result<usize> {
+        let deadline = Instant::now() + FRESH_MAX;
+        let mut control = self.open_control().await?;
+        let circuits = loop {
+            let circuits = control.circuit_status().await?;
+            if circuits.iter().any(|circuit| circuit.state == "BUILT") {
+                break circuits;
+            }
+            self.pause("a circuit", deadline).await?;
+        };
+        let is_guard = |name: &str| {
+            circuits.iter().any(|circuit| circuit.path.first().is_some_and(|first| first == name))
+        };
+        let exit = self.exits.iter().position(|exit| !is_guard(&exit.name));
+        exit.ok_or_else(|| Trouble::new("every relay is a guard of this client"))
     }
 }
 
