@@ -85,35 +85,30 @@ async fn an_exit_killed_in_the_middle_of_a_page_costs_an_attempt_and_no_cut_page
 }
 
 #[tokio::test]
-async fn an_exit_that_is_frozen_in_the_middle_of_a_page_costs_an_attempt_at_most() {
+async fn an_exit_that_is_frozen_in_the_middle_of_a_page_costs_an_attempt() {
+    const EXIT: usize = 1;
     let network = network().await;
-    // A frozen guard is another matter, between the client and its guards.
-    let exit = network.exit_that_is_no_guard().await.unwrap();
-    // A path of this small network has the frozen relay two times in three.
-    network.expect_circuits_within(2).await.unwrap();
     let stage = stage_behind(&network, Catalogue::of([REAL[0]]))
         .set("fetch", "attempts_max", ATTEMPTS_MAX)
         .set("fetch", "silence_timeout", "8s")
         .set("fetch", "connect_timeout", "8s");
     let gate = Gate::closed();
-    let daemon = halfway_through(&network, exit, &stage, &gate).await;
-    network.signal_exit(exit, Signal::STOP).unwrap();
-    // Also of circuits that were built before and not used.
-    network.use_all_exits().await.unwrap();
+    let daemon = halfway_through(&network, EXIT, &stage, &gate).await;
+    network.signal_exit(EXIT, Signal::STOP).unwrap();
+    network.avoid(EXIT).await.unwrap();
     for (kind, _) in HALFWAY {
         assert_eq!(outcomes(&daemon, kind), [json!(null); 0], "it is the frozen exit that is waited for");
     }
     gate.open();
     let (products, _) = stage.finished(1).await;
-    network.signal_exit(exit, Signal::CONT).unwrap();
+    network.signal_exit(EXIT, Signal::CONT).unwrap();
     assert_eq!(
         (&products[0]["status"], products[0]["data"].as_object().unwrap().len()),
         (&json!("found"), 3)
     );
     for (kind, _) in HALFWAY {
         let outcomes = outcomes(&daemon, kind);
-        // Put back, if at that moment no probe came through either.
-        assert!(["timeout", "put_back"].contains(&outcomes[0].as_str().unwrap()), "{kind:?}: {outcomes:?}");
+        assert_eq!(outcomes[0], "timeout", "{kind:?}: {outcomes:?}");
     }
     assert_within_attempts(&daemon, &stage, ATTEMPTS_MAX);
     assert_only_exits_came(&network, &stage);
