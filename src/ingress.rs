@@ -52,6 +52,8 @@ pub struct Settings {
     pub token: Option<Token>,
     /// Shops in use, in the order of the configuration.
     pub sites: Vec<SiteName>,
+    /// What may leave the machine without Tor, by configuration; `/readyz` tells it.
+    pub direct: Vec<String>,
     /// `batches.ignore_prefixes`.
     pub ignore_prefixes: Vec<String>,
     /// `webhooks.hosts`: where `callback_url` and `webhook_url` may point.

@@ -75,6 +75,7 @@ pub struct Setup {
     arguments: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     handed: Option<Handed>,
+    before: Vec<OsString>,
 }
 
 /// A socket that the daemon gets as its descriptors 3 and following.
@@ -115,11 +116,19 @@ impl Setup {
         self
     }
 
+    /// Has these words before the binary: a program that becomes it, as `nsenter … --` does.
+    pub fn behind(mut self, words: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.before = words.into_iter().map(Into::into).collect();
+        self
+    }
+
     /// What starts the binary. A socket to be handed over is its standard input, from where a shell moves it: only there
     /// the process id that `LISTEN_PID` must name is known.
     fn command(&self) -> Result<Command> {
         let Some(Handed { socket, times }) = &self.handed else {
-            let mut command = Command::new(&self.binary);
+            let mut words = self.before.iter().map(OsString::as_os_str).chain([self.binary.as_os_str()]);
+            let mut command = Command::new(words.next().unwrap_or_default());
+            command.args(words);
             command.stdin(Stdio::null());
             return Ok(command);
         };
@@ -173,6 +182,7 @@ impl Daemon {
             arguments: Vec::new(),
             env: Vec::new(),
             handed: None,
+            before: Vec::new(),
         }
     }
 

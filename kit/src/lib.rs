@@ -36,6 +36,7 @@ pub mod receiver;
 pub mod shop;
 pub mod systemd;
 pub mod tor;
+pub mod town;
 
 pub use clock::WallClock;
 pub use daemon::{Config, Daemon};
@@ -47,4 +48,5 @@ pub use proxy::Proxy;
 pub use receiver::Receiver;
 pub use shop::{Catalogue, Shop, ShopKind, Shops};
 pub use tor::{TorNetwork, ensure_tor};
+pub use town::Town;
 pub use trouble::{Because, Result, Trouble};

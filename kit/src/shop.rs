@@ -20,7 +20,7 @@ use hyper::{Request, Response, body::Incoming};
 
 pub use self::{
     catalogue::{Catalogue, Product},
-    conduct::{BOMB_BYTES, Conduct, NESTED_BYTES, When},
+    conduct::{BOMB_BYTES, Conduct, Framing, HALFWAY_BYTES, NESTED_BYTES, When},
     structure::{Purpose, ShopKind},
     wary::{Wariness, Wary},
 };

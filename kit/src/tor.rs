@@ -18,6 +18,8 @@
 pub mod control;
 pub mod dns;
 mod node;
+mod onion;
+mod sabotage;
 mod snapshot;
 mod subnet;
 
@@ -37,7 +39,9 @@ use tokio::{net::TcpStream, time::Instant};
 
 pub use self::{
     control::{Circuit, Control},
-    dns::Dns,
+    dns::{Dns, Lie},
+    onion::Onion,
+    sabotage::Saboteur,
 };
 use self::{
     node::{AUTHORITY, CLIENT, FirstVote, Node, relay_name},
@@ -357,6 +361,13 @@ impl TorNetwork {
     /// The addresses a shop must listen on to be seen from every exit.
     pub fn aliases(&self) -> Vec<IpAddr> {
         self.exits.iter().map(|exit| exit.alias).collect()
+    }
+
+    /// How many bytes the client has taken from its relays so far.
+    pub async fn client_bytes_read(&self) -> Result<u64> {
+        let said = self.open_control().await?.command("GETINFO traffic/read").await?;
+        let bytes = said.iter().find_map(|line| line.strip_prefix("traffic/read=")?.parse().ok());
+        bytes.ok_or_else(|| Trouble::new(format!("tor does not say what it read: {said:?}")))
     }
 
     /// What the exits asked their nameservers.

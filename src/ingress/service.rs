@@ -248,8 +248,9 @@ impl Asker {
             Ok(Probe { writes: false, .. }) | Err(_) => reasons.push("ledger_away"),
         }
         let details = may_know.then(|| self.shared.status.borrow().clone());
+        let direct = may_know.then_some(settings.direct.as_slice());
         let ready = reasons.is_empty();
-        wire::readiness(ready, &Readiness { ready, reasons, details })
+        wire::readiness(ready, &Readiness { ready, reasons, direct, details })
     }
 
     fn log_refusal(&self, parts: &Parts, problem: &Problem) {
@@ -273,10 +274,13 @@ struct Alive {
 }
 
 #[derive(Serialize)]
-struct Readiness {
+struct Readiness<'a> {
     ready: bool,
     /// Why not, in stable words.
     reasons: Vec<&'static str>,
+    /// What goes out without Tor, as `direct_announced` names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    direct: Option<&'a [String]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     details: Option<serde_json::Value>,
 }

@@ -30,6 +30,7 @@ pub(super) fn settings() -> Settings {
         allow_from: Vec::new(),
         token: None,
         sites: vec!["alpha".into(), "beta".into()],
+        direct: vec!["shop beta".into()],
         ignore_prefixes: vec!["3400".into()],
         webhook_hosts: ["n8n:5678", "hooks.example"].map(|host| HostRule::parse(host).unwrap()).into(),
         limits: Limits {
@@ -749,6 +750,7 @@ async fn readyz_says_whether_a_submit_would_be_taken() {
     let ready = server.get("/readyz").await;
     assert_eq!(ready.status, 200, "Tor changes nothing: {ready:?}");
     assert_eq!(ready.json()["details"]["tor"], "away");
+    assert_eq!(ready.json()["direct"], serde_json::json!(["shop beta"]), "what goes out without Tor");
     for (mode, reason) in [
         (Mode::Full, "ledger_full"),
         (Mode::ReadOnly, "ledger_read_only"),

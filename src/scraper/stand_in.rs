@@ -97,7 +97,12 @@ impl Socks {
 
     /// Waits until somebody asks who is such a client.
     pub async fn dialled(&self, user: &str) {
-        let asked = |dials: &Vec<Dial>| dials.iter().any(|dial| dial.user == user);
+        self.dialled_times(user, 1).await;
+    }
+
+    /// Waits until such clients asked so often.
+    pub async fn dialled_times(&self, user: &str, times: usize) {
+        let asked = |dials: &Vec<Dial>| dials.iter().filter(|dial| dial.user == user).count() >= times;
         self.dials.subscribe().wait_for(asked).await.unwrap();
     }
 

@@ -33,7 +33,7 @@ pub enum TorState {
     There,
     Away {
         reason: String,
-        /// The port answers but circuits do not: only an exit that answers for this name shows that Tor is back.
+        /// The host that no circuit reached, if that is how it was met: best to ask an exit for.
         prove_with: Option<String>,
     },
 }
@@ -160,15 +160,17 @@ impl TorGate {
         let mut controls = self.control.as_ref().filter(|control| control.is_strict()).map(Control::watch);
         let mut asked_in_vain = 0;
         loop {
-            let prove_with = match &*self.state.borrow() {
-                TorState::Away { prove_with, .. } => prove_with.clone(),
+            let lost = match &*self.state.borrow() {
+                TorState::Away { prove_with, .. } => Some(prove_with.clone()),
                 TorState::Unknown | TorState::There => None,
             };
-            let asks = prove_with.is_some();
-            let look = match prove_with {
-                Some(host) => probe::probe_circuit(&self.socks, &host, timeout).await,
-                None => probe::probe_port(&self.socks, timeout).await,
-            };
+            let mut asks = false;
+            let mut look = probe::probe_port(&self.socks, timeout).await;
+            // A tor that was started again answers long before it has a circuit; visits would lose it once more.
+            if let (Ok(()), Some(host)) = (&look, lost) {
+                asks = true;
+                look = probe::probe_circuit(&self.socks, host.as_deref().unwrap_or_default(), timeout).await;
+            }
             match look {
                 Ok(()) => match self.control.as_ref().map_or(Ok(true), Control::lets_dial) {
                     Ok(true) => self.find(),
@@ -258,6 +260,26 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(!tor.proven_since(Instant::now()), "what was before a probe says nothing about it");
         assert!(!tor.proven_within(PROOF_FRESH));
+    }
+
+    #[tokio::test]
+    async fn a_port_that_answers_again_is_believed_only_with_a_circuit() {
+        const NO_PROOF: u8 = 0x01;
+        let socks = Socks::start(Manner::Replies { connect: NO_PROOF, resolve: NO_PROOF }).await;
+        let gate = TorGate::new(socks.address.parse().unwrap());
+        gate.lose(&TorAway::new("killed"), None);
+        let looking = tokio::spawn(gate.clone().keep_looking(SOON));
+        // The second look is over when the third asks.
+        socks.dialled_times(PROBE, 3).await;
+        assert!(!gate.is_there(), "it greets, and has no circuit");
+        looking.abort();
+
+        let socks = Socks::start(Manner::Replies { connect: 0x04, resolve: NO_PROOF }).await;
+        let gate = TorGate::new(socks.address.parse().unwrap());
+        gate.lose(&TorAway::new("killed"), None);
+        let looking = tokio::spawn(gate.clone().keep_looking(SOON));
+        gate.watch().wait_for(TorState::is_there).await.unwrap();
+        looking.abort();
     }
 
     #[test]

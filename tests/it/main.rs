@@ -23,3 +23,4 @@ mod shutdown;
 mod systemd;
 mod tor;
 mod tor_control;
+mod tor_faults;

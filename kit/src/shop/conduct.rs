@@ -18,6 +18,9 @@ pub const BOMB_BYTES: usize = 100 << 20;
 /// Size of the nested tags of [`Conduct::NestedDivs`].
 pub const NESTED_BYTES: usize = 1 << 20;
 
+/// Size of the page of [`Conduct::Halfway`]: so much that its half shows in the counters of whoever passes it on.
+pub const HALFWAY_BYTES: usize = 400_000;
+
 /// One way to answer a request.
 #[derive(Clone, Debug)]
 pub enum Conduct {
@@ -55,6 +58,8 @@ pub enum Conduct {
     CutShort,
     /// Half of the normal answer with its whole length announced, then the end.
     Truncated,
+    /// Half of the page filled up to [`HALFWAY_BYTES`], which has all that matters, and the rest when the gate is open.
+    Halfway(Gate, Framing),
     /// The normal page, filled up to this many bytes.
     Filler(usize),
     /// Another product: as the only result of a search, and on a page.
@@ -77,6 +82,15 @@ impl Conduct {
     pub fn after(self, delay: Duration) -> Self {
         Self::After(delay, Box::new(self))
     }
+}
+
+/// How an answer shows where it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// Its length is announced.
+    Length,
+    /// It ends with the connection, as in HTTP/1.0: a cut one looks complete.
+    Close,
 }
 
 /// Which requests a [`Conduct`] is for.
@@ -188,12 +202,9 @@ pub(super) async fn perform(
                 response.headers_mut().insert("retry-after", http::HeaderValue::from_static(after));
                 response
             }
-            Conduct::CutShort => cut(right(), None),
-            Conduct::Truncated => {
-                let document = right();
-                let length = document.text.len();
-                cut(document, Some(length))
-            }
+            Conduct::CutShort => cut(right(), Framing::Close),
+            Conduct::Truncated => cut(right(), Framing::Length),
+            Conduct::Halfway(gate, framing) => halfway(filled(right(), HALFWAY_BYTES), gate, framing),
             Conduct::Filler(size) => whole(filled(right(), size)),
             Conduct::Exactly(status, content_type, body) => server::page(status, content_type, body),
         });
@@ -288,22 +299,43 @@ fn next_hop(path: &str) -> String {
     format!("{path}?hop={}", hop + 1)
 }
 
-/// The first half: closed in good order if no length was announced, else broken off.
-fn cut(document: Document, announced: Option<usize>) -> Response<Content> {
+fn framed(
+    document: &Document,
+    framing: Framing,
+) -> (mpsc::Sender<std::io::Result<Bytes>>, Response<Content>) {
     let (feed, mut response) = piped(document.content_type);
-    match announced {
+    match framing {
         // Only in HTTP/1.0 does the end of the connection end the body.
-        None => *response.version_mut() = Version::HTTP_10,
-        Some(length) => {
-            response.headers_mut().insert("content-length", length.into());
+        Framing::Close => *response.version_mut() = Version::HTTP_10,
+        Framing::Length => {
+            response.headers_mut().insert("content-length", document.text.len().into());
         }
     }
+    (feed, response)
+}
+
+fn halfway(document: Document, gate: Gate, framing: Framing) -> Response<Content> {
+    let (feed, response) = framed(&document, framing);
+    let mut half = document.text.into_bytes();
+    let rest = half.split_off(half.len() / 2);
+    tokio::spawn(async move {
+        // Both fail only if the client has gone.
+        let _ = feed.send(Ok(half.into())).await;
+        gate.passed().await;
+        let _ = feed.send(Ok(rest.into())).await;
+    });
+    response
+}
+
+/// The first half: closed in good order if no length was announced, else broken off.
+fn cut(document: Document, framing: Framing) -> Response<Content> {
+    let (feed, response) = framed(&document, framing);
     let mut half = document.text.into_bytes();
     half.truncate(half.len() / 2);
     tokio::spawn(async move {
         // Both fail only if the client has gone.
         let _ = feed.send(Ok(half.into())).await;
-        if announced.is_some() {
+        if framing == Framing::Length {
             let _ = feed.send(Err(std::io::Error::other("cut on request of the test"))).await;
         }
     });

@@ -92,6 +92,20 @@ impl Control {
         }
     }
 
+    /// The next event asked for by `SETEVENTS`, without its code.
+    pub async fn event(&mut self) -> Result<String> {
+        loop {
+            let mut line = String::new();
+            let read = self.stream.read_line(&mut line).await.because("read an event of the control port")?;
+            if read == 0 {
+                return Err(Trouble::new("tor closed the control port"));
+            }
+            if let Some(event) = line.trim_end().strip_prefix("650 ") {
+                return Ok(event.to_owned());
+            }
+        }
+    }
+
     /// All circuits.
     pub async fn circuit_status(&mut self) -> Result<Vec<Circuit>> {
         let lines = self.command("GETINFO circuit-status").await?;

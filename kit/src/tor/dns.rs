@@ -1,12 +1,14 @@
 //! A nameserver for the exits of a private network: one port per exit, so that each resolves the same name differently.
 //!
 //! Every `*.test` has the port's own address, except: `nx.test` does not exist, `servfail.test` fails, `hang.test` gets
-//! no reply, `slow.test` a late one. There is no IPv6. It runs on a thread of its own, so that a network shared by
+//! no reply, `slow.test` a late one. There is no IPv6. What a port says of them can be changed at any time
+//! ([`Dns::lie`]); tor remembers what it was told of a name, so a test asks for one of its own then. It runs on a thread of its own, so that a network shared by
 //! several tests does not end with the runtime of the first.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, UdpSocket as StdUdpSocket},
-    sync::Arc,
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket as StdUdpSocket},
+    sync::{Arc, Mutex},
     thread::JoinHandle,
     time::Duration,
 };
@@ -41,9 +43,26 @@ pub struct Query {
     pub answer: Ipv4Addr,
 }
 
+/// What a port says of every `*.test`, instead of the truth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// This address.
+    Address(Ipv4Addr),
+    /// That it does not exist.
+    NoSuchName,
+    /// That it could not be found out.
+    Failure,
+    /// Nothing at all.
+    Silence,
+}
+
+/// By the address of the port.
+type Lies = Arc<Mutex<BTreeMap<Ipv4Addr, Lie>>>;
+
 /// The nameserver. Dropping it ends it.
 #[derive(Debug)]
 pub struct Dns {
+    lies: Lies,
     queries: Records<Query>,
     ports: Vec<SocketAddr>,
     /// Dropped to stop.
@@ -71,24 +90,38 @@ impl Dns {
         let queries = Records::default();
         let (stop, stopped) = oneshot::channel::<()>();
         let records = queries.clone();
+        let lies = Lies::default();
+        let told = Arc::clone(&lies);
         let thread = std::thread::spawn(move || {
             runtime.block_on(async move {
                 let mut ports = JoinSet::new();
                 for (socket, answer) in sockets {
                     // Without this socket its exit hears nothing, which a test will report.
                     if let Ok(socket) = UdpSocket::from_std(socket) {
-                        ports.spawn(serve(socket, answer, records.clone()));
+                        ports.spawn(serve(socket, answer, records.clone(), Arc::clone(&told)));
                     }
                 }
                 let _ = stopped.await;
             });
         });
-        Ok(Self { queries, ports: bound, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { lies, queries, ports: bound, stop: Some(stop), thread: Some(thread) })
     }
 
     /// Where it listens, in the order given.
     pub fn ports(&self) -> &[SocketAddr] {
         &self.ports
+    }
+
+    /// Has the port whose address this is (an exit's alias) lie from now on.
+    pub fn lie(&self, answer: IpAddr, lie: Lie) {
+        if let IpAddr::V4(answer) = answer {
+            self.lies.lock().expect("no panic under this lock").insert(answer, lie);
+        }
+    }
+
+    /// All tell the truth again.
+    pub fn be_honest(&self) {
+        self.lies.lock().expect("no panic under this lock").clear();
     }
 
     /// Every query that could be read.
@@ -107,7 +140,7 @@ impl Drop for Dns {
     }
 }
 
-async fn serve(socket: UdpSocket, answer: Ipv4Addr, queries: Records<Query>) {
+async fn serve(socket: UdpSocket, answer: Ipv4Addr, queries: Records<Query>, lies: Lies) {
     let socket = Arc::new(socket);
     let slots = Arc::new(Semaphore::new(QUERIES_MAX));
     let mut bytes = [0; QUERY_BYTES_MAX];
@@ -116,7 +149,8 @@ async fn serve(socket: UdpSocket, answer: Ipv4Addr, queries: Records<Query>) {
         let Ok((length, from)) = socket.recv_from(&mut bytes).await else { continue };
         let Some((query, end)) = parsed(&bytes[..length], answer) else { continue };
         queries.push(query.clone());
-        let Some(reply) = reply(&bytes[..end], &query) else { continue };
+        let lie = lies.lock().expect("no panic under this lock").get(&answer).copied();
+        let Some(reply) = reply(&bytes[..end], &query, lie) else { continue };
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         let socket = Arc::clone(&socket);
         tokio::spawn(async move {
@@ -149,15 +183,16 @@ fn parsed(bytes: &[u8], answer: Ipv4Addr) -> Option<(Query, usize)> {
 }
 
 /// The reply to a query of which `question` is all up to the end of its question.
-fn reply(question: &[u8], query: &Query) -> Option<Vec<u8>> {
+fn reply(question: &[u8], query: &Query, lie: Option<Lie>) -> Option<Vec<u8>> {
     const SERVFAIL: u16 = 2;
     const NXDOMAIN: u16 = 3;
-    let code = match query.name.as_str() {
-        "hang.test" => return None,
-        "servfail.test" => SERVFAIL,
-        "nx.test" => NXDOMAIN,
-        name if !name.ends_with(".test") => NXDOMAIN,
-        _ => 0,
+    let (code, address) = match (lie, query.name.as_str()) {
+        (_, name) if !name.ends_with(".test") => (NXDOMAIN, query.answer),
+        (Some(Lie::Silence), _) | (None, "hang.test") => return None,
+        (Some(Lie::Failure), _) | (None, "servfail.test") => (SERVFAIL, query.answer),
+        (Some(Lie::NoSuchName), _) | (None, "nx.test") => (NXDOMAIN, query.answer),
+        (Some(Lie::Address(address)), _) => (0, address),
+        (None, _) => (0, query.answer),
     };
     let answers = u16::from(code == 0 && query.kind == TYPE_A);
     let mut reply = question[..2].to_vec();
@@ -169,7 +204,7 @@ fn reply(question: &[u8], query: &Query) -> Option<Vec<u8>> {
     if answers == 1 {
         // The name of the question, type A, class IN, 60 s, 4 bytes.
         reply.extend_from_slice(&[0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
-        reply.extend_from_slice(&query.answer.octets());
+        reply.extend_from_slice(&address.octets());
     }
     Some(reply)
 }
@@ -223,7 +258,29 @@ mod tests {
         assert_eq!(code("servfail.test", 1).await, (2, 0));
         assert_eq!(code("shop.test", 28).await, (0, 0), "no IPv6");
         let hang = Query { name: "hang.test".into(), kind: 1, answer: Ipv4Addr::LOCALHOST };
-        assert_eq!(reply(&query("hang.test", 1), &hang), None);
+        assert_eq!(reply(&query("hang.test", 1), &hang, None), None);
+    }
+
+    #[tokio::test]
+    async fn one_port_lies_until_it_is_told_not_to() {
+        let (honest, liar) = (Ipv4Addr::new(127, 1, 2, 211), Ipv4Addr::new(127, 1, 2, 212));
+        let dns = Dns::start(Ipv4Addr::LOCALHOST, &[(0, honest), (0, liar)]).unwrap();
+        let code = async |port: usize| {
+            let reply = ask(dns.ports()[port], "shop.test", 1).await;
+            (reply[3] & 0x0f, reply[reply.len() - 1])
+        };
+        for (lie, code_and_end) in [
+            (Lie::NoSuchName, (3, 1)),
+            (Lie::Failure, (2, 1)),
+            (Lie::Address(Ipv4Addr::new(127, 1, 2, 9)), (0, 9)),
+        ] {
+            dns.lie(liar.into(), lie);
+            assert_eq!((code(1).await, code(0).await), (code_and_end, (0, 211)), "{lie:?}");
+        }
+        let asked = Query { name: "shop.test".into(), kind: 1, answer: liar };
+        assert_eq!(reply(&query("shop.test", 1), &asked, Some(Lie::Silence)), None);
+        dns.be_honest();
+        assert_eq!(code(1).await, (0, 212));
     }
 
     #[test]

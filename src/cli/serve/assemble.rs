@@ -296,6 +296,7 @@ fn ingress_settings(config: &Config, token: Option<ingress::Token>) -> ingress::
         allow_from: server.allow_from.clone(),
         token,
         sites: config.enabled_sites().iter().map(|recipe| recipe.name.as_str().into()).collect(),
+        direct: direct_ways(config),
         ignore_prefixes: config.batches.ignore_prefixes.clone(),
         webhook_hosts: config.webhooks.hosts.clone(),
         limits: ingress::Limits {
