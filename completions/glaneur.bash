@@ -19,6 +19,9 @@ _glaneur() {
             glaneur,check)
                 cmd="glaneur__subcmd__check"
                 ;;
+            glaneur,circuits)
+                cmd="glaneur__subcmd__circuits"
+                ;;
             glaneur,explain)
                 cmd="glaneur__subcmd__explain"
                 ;;
@@ -33,6 +36,9 @@ _glaneur() {
                 ;;
             glaneur__subcmd__help,check)
                 cmd="glaneur__subcmd__help__subcmd__check"
+                ;;
+            glaneur__subcmd__help,circuits)
+                cmd="glaneur__subcmd__help__subcmd__circuits"
                 ;;
             glaneur__subcmd__help,explain)
                 cmd="glaneur__subcmd__help__subcmd__explain"
@@ -53,7 +59,7 @@ _glaneur() {
 
     case "${cmd}" in
         glaneur)
-            opts="-h -V --config --help --version serve check explain generate help"
+            opts="-h -V --config --help --version serve check explain circuits generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -77,6 +83,28 @@ _glaneur() {
                 return 0
             fi
             case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        glaneur__subcmd__circuits)
+            opts="-h --at --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --at)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -125,7 +153,7 @@ _glaneur() {
             return 0
             ;;
         glaneur__subcmd__help)
-            opts="serve check explain generate help"
+            opts="serve check explain circuits generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -139,6 +167,20 @@ _glaneur() {
             return 0
             ;;
         glaneur__subcmd__help__subcmd__check)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        glaneur__subcmd__help__subcmd__circuits)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

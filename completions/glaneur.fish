@@ -30,6 +30,7 @@ complete -c glaneur -n "__fish_glaneur_needs_command" -s V -l version -d 'Print 
 complete -c glaneur -n "__fish_glaneur_needs_command" -f -a "serve" -d 'Runs the daemon (the default)'
 complete -c glaneur -n "__fish_glaneur_needs_command" -f -a "check" -d 'Checks the configuration and prints every mistake at once, as file:line:column'
 complete -c glaneur -n "__fish_glaneur_needs_command" -f -a "explain" -d 'Tells the whole life of one product or batch, from the ledger'
+complete -c glaneur -n "__fish_glaneur_needs_command" -f -a "circuits" -d 'Shows each circuit of the running daemon: exit, age, latency, bytes, blocks by shop'
 complete -c glaneur -n "__fish_glaneur_needs_command" -f -a "generate" -d 'Writes manual page, completions, journal catalogue and table of events below a folder'
 complete -c glaneur -n "__fish_glaneur_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c glaneur -n "__fish_glaneur_using_subcommand serve" -l config -d 'Configuration; else $GLANEUR_CONFIG, else ./config.toml, else /etc/glaneur/config.toml' -r -F
@@ -38,10 +39,15 @@ complete -c glaneur -n "__fish_glaneur_using_subcommand check" -l config -d 'Con
 complete -c glaneur -n "__fish_glaneur_using_subcommand check" -s h -l help -d 'Print help'
 complete -c glaneur -n "__fish_glaneur_using_subcommand explain" -l config -d 'Configuration; else $GLANEUR_CONFIG, else ./config.toml, else /etc/glaneur/config.toml' -r -F
 complete -c glaneur -n "__fish_glaneur_using_subcommand explain" -s h -l help -d 'Print help'
+complete -c glaneur -n "__fish_glaneur_using_subcommand circuits" -l at -d 'Where the daemon listens, if not at `server.listen`' -r
+complete -c glaneur -n "__fish_glaneur_using_subcommand circuits" -l config -d 'Configuration; else $GLANEUR_CONFIG, else ./config.toml, else /etc/glaneur/config.toml' -r -F
+complete -c glaneur -n "__fish_glaneur_using_subcommand circuits" -l json -d 'The answer of the API as it is'
+complete -c glaneur -n "__fish_glaneur_using_subcommand circuits" -s h -l help -d 'Print help'
 complete -c glaneur -n "__fish_glaneur_using_subcommand generate" -l config -d 'Configuration; else $GLANEUR_CONFIG, else ./config.toml, else /etc/glaneur/config.toml' -r -F
 complete -c glaneur -n "__fish_glaneur_using_subcommand generate" -s h -l help -d 'Print help'
-complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain generate help" -f -a "serve" -d 'Runs the daemon (the default)'
-complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain generate help" -f -a "check" -d 'Checks the configuration and prints every mistake at once, as file:line:column'
-complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain generate help" -f -a "explain" -d 'Tells the whole life of one product or batch, from the ledger'
-complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain generate help" -f -a "generate" -d 'Writes manual page, completions, journal catalogue and table of events below a folder'
-complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain generate help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain circuits generate help" -f -a "serve" -d 'Runs the daemon (the default)'
+complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain circuits generate help" -f -a "check" -d 'Checks the configuration and prints every mistake at once, as file:line:column'
+complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain circuits generate help" -f -a "explain" -d 'Tells the whole life of one product or batch, from the ledger'
+complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain circuits generate help" -f -a "circuits" -d 'Shows each circuit of the running daemon: exit, age, latency, bytes, blocks by shop'
+complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain circuits generate help" -f -a "generate" -d 'Writes manual page, completions, journal catalogue and table of events below a folder'
+complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain circuits generate help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

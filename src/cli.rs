@@ -1,12 +1,15 @@
 //! The command line: what a person types, and what the process answers with.
 
+mod api;
 mod check;
+mod circuits;
 mod explain;
 mod find;
 mod generate;
 mod secrets;
 mod serve;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
@@ -36,6 +39,15 @@ enum Command {
         #[arg(value_name = "EAN|BATCH")]
         subject: String,
     },
+    /// Shows each circuit of the running daemon: exit, age, latency, bytes, blocks by shop
+    Circuits {
+        /// Where the daemon listens, if not at `server.listen`
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        at: Option<SocketAddr>,
+        /// The answer of the API as it is
+        #[arg(long)]
+        json: bool,
+    },
     /// Writes manual page, completions, journal catalogue and table of events below a folder
     #[command(hide = true)]
     Generate {
@@ -49,6 +61,7 @@ Examples:
   glaneur check --config config.toml
   glaneur serve --config config.toml
   glaneur explain 0748322148474
+  glaneur circuits
   curl -d '{\"eans\": [{\"primary\": \"0748322148474\"}]}' -H 'Content-Type: application/json' \\
        http://127.0.0.1:8080/api/scrape";
 
@@ -68,6 +81,7 @@ pub fn run() -> Exit {
         Command::Serve => serve::run(config),
         Command::Check => check::run(config),
         Command::Explain { subject } => explain::run(config, &subject),
+        Command::Circuits { at, json } => circuits::run(config, at, json),
         Command::Generate { dir } => generate::run(&dir),
     }
 }

@@ -20,6 +20,7 @@
 
 pub mod access;
 pub mod actor;
+mod circuits;
 pub mod host;
 mod service;
 mod stream;
@@ -52,6 +53,8 @@ pub struct Settings {
     pub token: Option<Token>,
     /// Shops in use, in the order of the configuration.
     pub sites: Vec<SiteName>,
+    /// `tor.circuits`.
+    pub circuits: usize,
     /// `batches.ignore_prefixes`.
     pub ignore_prefixes: Vec<String>,
     /// `webhooks.hosts`: where `callback_url` and `webhook_url` may point.

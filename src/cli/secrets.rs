@@ -124,6 +124,13 @@ impl Secrets {
     }
 }
 
+/// What a caller of the API must send, of the configuration alone: whoever may call it need not be allowed to read the
+/// other secrets. None: no token is asked for.
+pub fn bearer(config: &Config) -> Result<Option<String>, String> {
+    let Some(path) = &config.server.token_file else { return Ok(None) };
+    read(path).map(Some).map_err(|what| format!("`{TOKEN}`: \"{}\": {what}", path.display()))
+}
+
 /// A secret of one line; what is wrong never tells what the file holds.
 fn read(path: &Path) -> Result<String, String> {
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;

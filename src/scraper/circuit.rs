@@ -27,7 +27,7 @@ use crate::model::page::Via;
 use crate::scraper::blocks::BlockMemory;
 use crate::scraper::fetch::FetchError;
 use crate::scraper::relay::ExitRelay;
-use crate::scraper::roster::{Flow, Roster};
+use crate::scraper::roster::{Flow, Roster, smoothed};
 use crate::scraper::tls::Tls;
 use crate::scraper::tor::TorGate;
 use rustls::ClientConfig;
@@ -206,6 +206,11 @@ impl Circuit {
             }
             Via::Direct => {}
         }
+    }
+
+    /// A whole answer came, so long after it was asked for.
+    pub(super) fn note_answer(&self, took: Duration) {
+        self.settings.roster.note(self.id, |row| row.latency = Some(smoothed(row.latency, took)));
     }
 
     /// The idle connection to `origin`, if there is one that still lives.

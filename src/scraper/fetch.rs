@@ -67,7 +67,11 @@ impl Circuit {
             return Err(FetchError::Deadline { seen: false });
         }
         self.note_use(via);
+        let begun = Instant::now();
         let fetched = timeout_at(deadline, self.follow(request, via, limits, hosts, &mut sight)).await;
+        if let (Via::Tor, Ok(Ok(_))) = (via, &fetched) {
+            self.note_answer(begun.elapsed());
+        }
         fetched.unwrap_or_else(|_| Err(FetchError::Deadline { seen: sight.seen() }))
     }
 

@@ -50,11 +50,11 @@ impl Flow {
         self.received.load(Ordering::Relaxed)
     }
 
-    pub(super) fn count_sent(&self, bytes: usize) {
+    pub(crate) fn count_sent(&self, bytes: usize) {
         self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn count_received(&self, bytes: usize) {
+    pub(crate) fn count_received(&self, bytes: usize) {
         self.received.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
@@ -101,6 +101,11 @@ impl Roster {
     }
 }
 
+/// The latest answer counts for a quarter: two or three slow ones show, a single one does not stay.
+pub(super) fn smoothed(before: Option<Duration>, took: Duration) -> Duration {
+    before.map_or(took, |before| before.mul_f64(0.75) + took.mul_f64(0.25))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +126,13 @@ mod tests {
         let row = &roster.rows()[0];
         assert_eq!((row.circuit, row.uses, row.flow.received()), (circuit(2), 0, 0));
         assert_eq!(row.blocks["a"], 1);
+    }
+
+    #[test]
+    fn the_latest_answers_weigh_most_in_the_latency() {
+        let ms = Duration::from_millis;
+        let all = [100, 900, 900].iter().fold(None, |before, took| Some(smoothed(before, ms(*took))));
+        assert_eq!(all, Some(ms(450)));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 mod support;
 
 mod accept;
+mod circuits;
 mod config;
 mod deliver;
 mod disk;

@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, MutexGuard, OnceCell};
 use crate::support::{BINARY, LONG, REAL, Stage, accepted, batch, brisk, impatient, own_search};
 
 /// One network for the whole run; a test that stops its client has it for itself.
-async fn network() -> MutexGuard<'static, TorNetwork> {
+pub async fn network() -> MutexGuard<'static, TorNetwork> {
     static NETWORK: OnceCell<Mutex<TorNetwork>> = OnceCell::const_new();
     let start = || async {
         glaneur_kit::ensure_tor().unwrap();

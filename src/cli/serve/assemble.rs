@@ -179,6 +179,7 @@ pub fn parts(
             Needs { scrapers: config.tor.circuits, webhooks_at_once: config.webhooks.concurrency },
         ),
         status: tor_status(&tor),
+        roster: base.circuits.roster.clone(),
         batches: accepted_tx,
     });
     let parts = Parts {
@@ -275,6 +276,7 @@ fn ingress_settings(config: &Config, token: Option<ingress::Token>) -> ingress::
         allow_from: server.allow_from.clone(),
         token,
         sites: config.enabled_sites().iter().map(|recipe| recipe.name.as_str().into()).collect(),
+        circuits: config.tor.circuits,
         ignore_prefixes: config.batches.ignore_prefixes.clone(),
         webhook_hosts: config.webhooks.hosts.clone(),
         limits: ingress::Limits {
