@@ -223,6 +223,8 @@ impl fmt::Display for HostRule {
 pub struct Tor {
     pub socks: SocketAddr,
     pub control: Option<SocketAddr>,
+    /// Where tor asks for a password in place of its cookie.
+    pub control_password_file: Option<PathBuf>,
     /// How many circuits, and so scrapers, there are.
     pub circuits: usize,
     /// Fetches through Tor after which a circuit is retired, between two visits. A visit makes several.

@@ -12,6 +12,7 @@
 pub mod actor;
 pub mod blocks;
 pub mod circuit;
+pub mod control;
 pub mod deadlines;
 pub mod decode;
 pub mod fetch;

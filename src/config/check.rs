@@ -282,6 +282,7 @@ fn tor(section: Section<'_>) -> Tor {
     let tor = Tor {
         socks: section.address("socks"),
         control: section.opt_address("control"),
+        control_password_file: section.opt_path("control_password_file"),
         circuits: count(&section, "circuits", 1..=512),
         uses_max: small(&section, "uses_max", 1..=1_000_000),
         age_max: section.duration("age_max", SECOND..=CIRCUIT_AGE_MAX),

@@ -138,7 +138,16 @@ keys! {
         parked_probe_max: live,
     }
     // Another tor has another clock of circuits, and proofs that the old one was there say nothing of it.
-    Tor { socks: start, control: start, circuits: live, uses_max: live, age_max: live, block_memory: live, probe_timeout: live }
+    Tor {
+        socks: start,
+        control: start,
+        control_password_file: live,
+        circuits: live,
+        uses_max: live,
+        age_max: live,
+        block_memory: live,
+        probe_timeout: live,
+    }
     Fetch {
         connect_timeout: live,
         first_byte_timeout: live,
