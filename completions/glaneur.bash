@@ -34,6 +34,9 @@ _glaneur() {
             glaneur,serve)
                 cmd="glaneur__subcmd__serve"
                 ;;
+            glaneur,tor)
+                cmd="glaneur__subcmd__tor"
+                ;;
             glaneur__subcmd__help,check)
                 cmd="glaneur__subcmd__help__subcmd__check"
                 ;;
@@ -52,6 +55,24 @@ _glaneur() {
             glaneur__subcmd__help,serve)
                 cmd="glaneur__subcmd__help__subcmd__serve"
                 ;;
+            glaneur__subcmd__help,tor)
+                cmd="glaneur__subcmd__help__subcmd__tor"
+                ;;
+            glaneur__subcmd__help__subcmd__tor,check)
+                cmd="glaneur__subcmd__help__subcmd__tor__subcmd__check"
+                ;;
+            glaneur__subcmd__tor,check)
+                cmd="glaneur__subcmd__tor__subcmd__check"
+                ;;
+            glaneur__subcmd__tor,help)
+                cmd="glaneur__subcmd__tor__subcmd__help"
+                ;;
+            glaneur__subcmd__tor__subcmd__help,check)
+                cmd="glaneur__subcmd__tor__subcmd__help__subcmd__check"
+                ;;
+            glaneur__subcmd__tor__subcmd__help,help)
+                cmd="glaneur__subcmd__tor__subcmd__help__subcmd__help"
+                ;;
             *)
                 ;;
         esac
@@ -59,7 +80,7 @@ _glaneur() {
 
     case "${cmd}" in
         glaneur)
-            opts="-h -V --config --help --version serve check explain circuits generate help"
+            opts="-h -V --config --help --version serve check explain circuits tor generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -153,7 +174,7 @@ _glaneur() {
             return 0
             ;;
         glaneur__subcmd__help)
-            opts="serve check explain circuits generate help"
+            opts="serve check explain circuits tor generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -250,6 +271,34 @@ _glaneur() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        glaneur__subcmd__help__subcmd__tor)
+            opts="check"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        glaneur__subcmd__help__subcmd__tor__subcmd__check)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         glaneur__subcmd__serve)
             opts="-h --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -261,6 +310,84 @@ _glaneur() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        glaneur__subcmd__tor)
+            opts="-h --config --help check help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        glaneur__subcmd__tor__subcmd__check)
+            opts="-h --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        glaneur__subcmd__tor__subcmd__help)
+            opts="check help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        glaneur__subcmd__tor__subcmd__help__subcmd__check)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        glaneur__subcmd__tor__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 *)
                     COMPREPLY=()
                     ;;

@@ -8,6 +8,7 @@ mod find;
 mod generate;
 mod secrets;
 mod serve;
+mod tor;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -48,6 +49,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Looks after Tor
+    #[command(subcommand)]
+    Tor(TorCommand),
     /// Writes manual page, completions, journal catalogue and table of events below a folder
     #[command(hide = true)]
     Generate {
@@ -56,11 +60,18 @@ enum Command {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum TorCommand {
+    /// Says whether Tor is there, bootstrapped, isolating, without Conflux, and which line of torrc mends what is wrong
+    Check,
+}
+
 const EXAMPLES: &str = "\
 Examples:
   glaneur check --config config.toml
   glaneur serve --config config.toml
   glaneur explain 0748322148474
+  glaneur tor check
   glaneur circuits
   curl -d '{\"eans\": [{\"primary\": \"0748322148474\"}]}' -H 'Content-Type: application/json' \\
        http://127.0.0.1:8080/api/scrape";
@@ -82,6 +93,7 @@ pub fn run() -> Exit {
         Command::Check => check::run(config),
         Command::Explain { subject } => explain::run(config, &subject),
         Command::Circuits { at, json } => circuits::run(config, at, json),
+        Command::Tor(TorCommand::Check) => tor::check(config),
         Command::Generate { dir } => generate::run(&dir),
     }
 }

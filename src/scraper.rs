@@ -22,6 +22,7 @@ pub mod probe;
 pub mod queue;
 pub mod relay;
 pub mod roster;
+pub mod survey;
 pub mod suspension;
 pub mod tls;
 pub mod tor;

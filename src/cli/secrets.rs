@@ -143,6 +143,13 @@ pub fn bearer(config: &Config) -> Result<Option<String>, String> {
     read(path).map(Some).map_err(|what| format!("`{TOKEN}`: \"{}\": {what}", path.display()))
 }
 
+/// What tor's control port wants to hear, of the configuration alone. None: the cookie that tor names is read.
+pub fn control_password(config: &Config) -> Result<Option<Password>, String> {
+    let Some(path) = &config.tor.control_password_file else { return Ok(None) };
+    let password = read(path).map_err(|what| format!("`{CONTROL}`: \"{}\": {what}", path.display()))?;
+    Ok(Some(Password(password)))
+}
+
 /// A secret of one line; what is wrong never tells what the file holds.
 fn read(path: &Path) -> Result<String, String> {
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;

@@ -20,3 +20,4 @@ mod scrape;
 mod shutdown;
 mod systemd;
 mod tor;
+mod tor_check;

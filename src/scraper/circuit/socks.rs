@@ -5,6 +5,7 @@
 //! port's choice before tokio-socks does and ends the dial before the request is written. It also keeps the reply's
 //! code, because tokio-socks knows no code above 0x08 and calls Tor's own (0xF0 to 0xF7) an "unknown auth method".
 
+use crate::scraper::control::protocol::Owner;
 use crate::scraper::probe::{TorAway, check_method, check_password};
 use ring::rand::{SecureRandom, SystemRandom};
 use std::fmt;
@@ -51,6 +52,11 @@ impl Credentials {
     pub(in crate::scraper) fn for_a_probe() -> Self {
         let number = PROBES.fetch_add(1, Ordering::Relaxed);
         Self { user: "glaneur-probe".to_owned(), password: format!("{number}-{}", *SALT) }
+    }
+
+    /// As the control port names whose a stream is.
+    pub(in crate::scraper) fn owner(&self) -> Owner {
+        Owner { user: self.user.as_str().into(), password: self.password.as_str().into() }
     }
 
     /// The message of RFC 1929. Both texts are made above and far below its 255 bytes.
