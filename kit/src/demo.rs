@@ -75,6 +75,7 @@ fn config(network: &TorNetwork, shops: &Shops, receiver: &Receiver) -> Config {
         .product_url(receiver.url("/webhook/product"))
         .summary_url(receiver.url("/webhook/summary"))
         .socks(network.socks())
+        .set("tor", "control", network.control().to_string())
         .circuits(CIRCUITS)
         .shops(shops);
     // Real shops are asked far more gently; these are ours.

@@ -65,6 +65,8 @@ pub fn run(config: Option<&Path>, at: Option<SocketAddr>, json: bool) -> Exit {
 struct Answer {
     tor: Option<String>,
     reason: Option<String>,
+    /// Not told by a daemon older than this command.
+    binding: Option<String>,
     configured: usize,
     circuits: Vec<Circuit>,
 }
@@ -92,7 +94,8 @@ fn shown(answer: &Answer) -> String {
     let tor = answer.tor.as_deref().unwrap_or("unknown");
     let reason = answer.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
     let (there, configured) = (answer.circuits.len(), answer.configured);
-    let mut text = format!("{there} circuits, {configured} configured; Tor: {tor}{reason}\n");
+    let binding = answer.binding.as_ref().map(|grade| format!(", binding: {grade}")).unwrap_or_default();
+    let mut text = format!("{there} circuits, {configured} configured{binding}; Tor: {tor}{reason}\n");
     if there > 0 {
         text += &format!("{}\n", table(&answer.circuits));
     }
@@ -197,11 +200,14 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_a_dash_and_why_tor_is_away_is_said_first() {
-        let body = r#"{"tor": "away", "reason": "connection refused", "configured": 2, "circuits": [{"name": "w0.g1",
+        let body = r#"{"tor": "away", "reason": "connection refused", "binding": "strict", "configured": 2, "circuits": [{"name": "w0.g1",
             "worker": 0, "generation": 1, "exit": null, "age_s": null, "uses": 0, "latency_ms": null,
             "sent_bytes": 0, "received_bytes": 0, "visiting": null, "blocks": {}}]}"#;
         let text = shown(&serde_json::from_str(body).unwrap());
-        assert!(text.starts_with("1 circuits, 2 configured; Tor: away (connection refused)\n"), "{text}");
+        assert!(
+            text.starts_with("1 circuits, 2 configured, binding: strict; Tor: away (connection refused)\n"),
+            "{text}"
+        );
         let row: Vec<_> =
             text.lines().find(|line| line.contains("w0.g1")).unwrap().split('┆').map(str::trim).collect();
         assert_eq!(row[1..4], ["-", "-", "0"], "{text}");

@@ -42,7 +42,8 @@ pub fn check(config: Option<&Path>) -> Exit {
         }
     };
     let seen = runtime.block_on(survey(&asked));
-    let needs = Needs { socks: tor.socks, name: asked.name.as_deref(), age_max: tor.age_max };
+    let needs =
+        Needs { socks: tor.socks, name: asked.name.as_deref(), age_max: tor.age_max, binding: tor.binding };
     let lines = verdict::lines(&needs, &seen);
     let mut out = std::io::stdout().lock();
     // Nobody reads a closed pipe.

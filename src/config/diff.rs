@@ -142,6 +142,7 @@ keys! {
         socks: start,
         control: start,
         control_password_file: live,
+        binding: start,
         circuits: live,
         uses_max: live,
         age_max: live,

@@ -17,6 +17,7 @@
 //! can be of use.
 
 pub(super) mod socks;
+mod way;
 mod wire;
 
 pub use socks::{OnionFailure, SocksReply};
@@ -25,6 +26,7 @@ pub(super) use wire::{Connection, Traffic};
 use crate::model::SiteName;
 use crate::model::page::Via;
 use crate::scraper::blocks::BlockMemory;
+use crate::scraper::control::Control;
 use crate::scraper::fetch::FetchError;
 use crate::scraper::relay::ExitRelay;
 use crate::scraper::roster::{Flow, Roster, smoothed};
@@ -32,7 +34,7 @@ use crate::scraper::tls::Tls;
 use crate::scraper::tor::TorGate;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use socks::{Credentials, Dialled};
+use socks::Credentials;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -73,12 +75,14 @@ pub struct Settings {
     pub tls: Tls,
     pub roster: Roster,
     pub blocks: BlockMemory,
+    /// Where there is a control port.
+    pub control: Option<Control>,
 }
 
 impl Settings {
     /// With nothing known of any circuit yet.
     pub fn new(tor: TorGate, tls: Tls) -> Self {
-        Self { tor, tls, roster: Roster::default(), blocks: BlockMemory::default() }
+        Self { tor, tls, roster: Roster::default(), blocks: BlockMemory::default(), control: None }
     }
 }
 
@@ -115,6 +119,8 @@ pub struct Circuit {
     exit: Option<Arc<ExitRelay>>,
     /// The shop that is visited now.
     serves: Option<SiteName>,
+    /// What the visit of now last went through; outlives the generation that a block ends.
+    visited_by: Option<(CircuitId, Arc<ExitRelay>)>,
     pub(super) retry_after: Option<Duration>,
 }
 
@@ -126,6 +132,7 @@ impl Circuit {
             flow: settings.roster.begin(id),
             exit: None,
             serves: None,
+            visited_by: None,
             epoch,
             credentials: Credentials::new(worker, epoch, generation),
             tls: settings.tls.for_one_circuit(),
@@ -148,21 +155,35 @@ impl Circuit {
 
     /// Begins the next generation; credentials, connections and TLS sessions of the last end here.
     pub fn rotate(&mut self) -> CircuitId {
-        let (settings, serves) = (self.settings.clone(), self.serves.take());
+        let (settings, serves, visited_by) =
+            (self.settings.clone(), self.serves.take(), self.visited_by.take());
         *self = Self::new(self.id.worker, self.epoch, self.id.generation + 1, settings);
         self.serve(serves);
+        self.visited_by = visited_by;
         self.id
     }
 
     /// The shop that is visited from now on, if any: what an exit that blocked it is kept away from.
     pub fn serve(&mut self, site: Option<SiteName>) {
         self.settings.roster.note(self.id, |row| row.visiting.clone_from(&site));
+        self.visited_by = self.exit.clone().filter(|_| site.is_some()).map(|exit| (self.id, exit));
         self.serves = site;
     }
 
     /// Its exit, where a control port tells it.
     pub fn exit(&self) -> Option<&Arc<ExitRelay>> {
         self.exit.as_ref()
+    }
+
+    /// The generation and the exit that the visit of now last went through, where a control port tells it.
+    pub fn visited_by(&self) -> Option<&(CircuitId, Arc<ExitRelay>)> {
+        self.visited_by.as_ref()
+    }
+
+    fn exit_is(&mut self, exit: Option<Arc<ExitRelay>>) {
+        self.settings.roster.note(self.id, |row| row.exit.clone_from(&exit));
+        self.visited_by = exit.clone().map(|exit| (self.id, exit));
+        self.exit = exit;
     }
 
     /// Takes note of a block by the shop that is visited.
@@ -241,7 +262,7 @@ impl Circuit {
 
     /// A new connection to `origin`, ready for a request. `sight` watches its bytes from the first of the shop's.
     pub(super) async fn dial(
-        &self,
+        &mut self,
         origin: &Origin,
         within: Duration,
         sight: &mut Sight,
@@ -251,7 +272,7 @@ impl Circuit {
         dialled.unwrap_or_else(|_| Err(FetchError::ConnectTimeout { limit: within, seen: sight.seen() }))
     }
 
-    async fn dial_unlimited(&self, origin: &Origin, sight: &mut Sight) -> Result<Connection, FetchError> {
+    async fn dial_unlimited(&mut self, origin: &Origin, sight: &mut Sight) -> Result<Connection, FetchError> {
         let tcp = self.reach(origin).await?;
         let raw = Traffic::new();
         sight.watch(&raw);
@@ -275,14 +296,10 @@ impl Circuit {
     }
 
     /// A stream to the shop itself, on which the next byte is the shop's.
-    async fn reach(&self, origin: &Origin) -> Result<TcpStream, FetchError> {
+    async fn reach(&mut self, origin: &Origin) -> Result<TcpStream, FetchError> {
         let (host, port) = (origin.host.as_str(), origin.port);
         match origin.via {
-            Via::Tor => match socks::dial(self.settings.tor.socks(), host, port, &self.credentials).await {
-                Dialled::Connected(tcp) => Ok(tcp),
-                Dialled::Refused(reply) => Err(FetchError::Unreached { reply }),
-                Dialled::Away(away) => Err(FetchError::Tor(away)),
-            },
+            Via::Tor => self.reach_through_tor(host, port).await,
             Via::Direct => {
                 let reached = TcpStream::connect((host, port)).await;
                 let tcp = reached.map_err(|source| FetchError::Connect { source, seen: false })?;
@@ -296,6 +313,9 @@ impl Circuit {
 impl Drop for Circuit {
     fn drop(&mut self) {
         self.settings.roster.end(self.id);
+        if let Some(control) = &self.settings.control {
+            control.retire(&self.credentials.owner());
+        }
     }
 }
 

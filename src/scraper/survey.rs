@@ -17,8 +17,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::circuit::SocksReply;
 use super::circuit::socks::Credentials;
+use super::control::ask_relay;
 use super::control::client::{Client, ControlError, Events, Password};
-use super::control::protocol::{Bootstrap, Circuit, CircuitNo, Event, Hop, Owner, address_of};
+use super::control::protocol::{Bootstrap, Circuit, CircuitNo, Event, Hop, Owner};
 use super::probe::{self, Command, NAME_FOR_NOBODY, TorAway};
 use super::relay::ExitRelay;
 
@@ -269,15 +270,6 @@ impl Watch {
 }
 
 async fn exit(client: &Client, hop: &Hop) -> ExitRelay {
-    let (address, country) = whereabouts(client, &hop.fingerprint).await;
+    let (address, country) = ask_relay(client, hop).await.unwrap_or_default();
     ExitRelay { fingerprint: hop.fingerprint.clone(), nickname: hop.nickname.clone(), address, country }
-}
-
-async fn whereabouts(client: &Client, fingerprint: &str) -> (Option<std::net::IpAddr>, Option<Box<str>>) {
-    let status = client.get_info(&format!("ns/id/{fingerprint}")).await.ok();
-    let Some(address) = status.as_deref().and_then(address_of) else { return (None, None) };
-    let country = client.get_info(&format!("ip-to-country/{address}")).await.ok();
-    let known =
-        |country: &String| country.len() == 2 && country.bytes().all(|byte| byte.is_ascii_lowercase());
-    (Some(address), country.filter(known).map(Into::into))
 }

@@ -9,10 +9,11 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::actor::{CatalogueGear, Gear, Shop};
-use super::circuit::Circuit;
+use super::circuit::{Circuit, CircuitId};
 use super::deadlines::Watched;
 use super::fetch::{FetchError, Verdict};
 use super::pace::Pace;
+use super::relay::ExitRelay;
 use super::tor::TorState;
 use super::{Announced, CATALOGUE, Ticket, Visit};
 use crate::batch::machine::{Again, VisitEnd};
@@ -74,12 +75,13 @@ impl Call<'_> {
         }
         let started = Instant::now();
         self.circuit.serve(Some(visit.site.clone()));
+        self.circuit.avoid_blocked_exit();
         let circuit = self.circuit.id().to_string();
         let facts = VisitFacts::of(&visit);
         facts.tell_started(&circuit);
         let end = self.visit_or_put_back(&mut visit, started).await;
         failpoint::hit_about(Point::ScraperFetched, &[&visit.ean, &visit.site]);
-        facts.tell_ended(&circuit, &end, started.elapsed());
+        facts.tell_ended(&circuit, self.circuit.visited_by(), &end, started.elapsed());
         drop(in_flight);
         self.circuit.serve(None);
         if visit.suspect {
@@ -255,7 +257,7 @@ impl Call<'_> {
             self.gear.tor.lose(away, None);
             return Stop::PutBack;
         }
-        if via == Via::Tor {
+        if via == Via::Tor && !matches!(error, FetchError::NoOtherExit { .. }) {
             let host = request.url.host_str().unwrap_or_default();
             let was_there = self.gear.tor.was_there(error, host, self.gear.probe_timeout).await;
             if let Err((away, prove_with)) = was_there {
@@ -454,7 +456,14 @@ impl VisitFacts {
         Event::VisitStarted { batch_id, index: *index, ean, site, circuit, attempt: *attempt }.emit();
     }
 
-    fn tell_ended(&self, circuit: &str, end: &VisitEnd, took: Duration) {
+    /// `by`: what it really went through, where that is known; a blocked exit may have been left before.
+    fn tell_ended(
+        &self,
+        circuit: &str,
+        by: Option<&(CircuitId, Arc<ExitRelay>)>,
+        end: &VisitEnd,
+        took: Duration,
+    ) {
         let Self { batch_id, index, ean, site, attempt } = self;
         let (outcome, detail) = match end {
             VisitEnd::Found(_) => ("found", ""),
@@ -469,8 +478,24 @@ impl VisitFacts {
         };
         let duration_ms = took.as_millis() as u64;
         let (index, attempt) = (*index, *attempt);
-        Event::VisitEnded { batch_id, index, ean, site, circuit, attempt, outcome, detail, duration_ms }
-            .emit();
+        let by_name = by.map(|(circuit, _)| circuit.to_string());
+        let circuit = by_name.as_deref().unwrap_or(circuit);
+        let exit = by.map(|(_, exit)| &*exit.nickname);
+        let country = by.and_then(|(_, exit)| exit.country.as_deref());
+        Event::VisitEnded {
+            batch_id,
+            index,
+            ean,
+            site,
+            circuit,
+            exit,
+            country,
+            attempt,
+            outcome,
+            detail,
+            duration_ms,
+        }
+        .emit();
     }
 }
 

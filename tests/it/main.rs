@@ -21,3 +21,4 @@ mod shutdown;
 mod systemd;
 mod tor;
 mod tor_check;
+mod tor_control;

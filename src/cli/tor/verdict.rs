@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::config::format_duration;
+use crate::config::{Binding, format_duration};
 use crate::scraper::relay::ExitRelay;
 use crate::scraper::survey::{ControlSeen, ExitAnswer, Facts, Seen, Told, Way};
 
@@ -49,6 +49,7 @@ pub struct Needs<'a> {
     pub name: Option<&'a str>,
     /// When the daemon retires a circuit.
     pub age_max: Duration,
+    pub binding: Binding,
 }
 
 const CONFLUX_OFF: &str = "torrc: ConfluxEnabled 0";
@@ -67,7 +68,7 @@ pub fn lines(needs: &Needs<'_>, seen: &Seen) -> Vec<Line> {
         bootstrap(seen, facts),
         isolation(needs, seen),
         lifetime(needs, facts),
-        conflux(facts),
+        conflux(needs, facts),
         resolving(needs, seen),
         exits(seen),
     ]
@@ -238,7 +239,7 @@ fn lifetime(needs: &Needs<'_>, facts: Option<&Facts>) -> Line {
     }
 }
 
-fn conflux(facts: Option<&Facts>) -> Line {
+fn conflux(needs: &Needs<'_>, facts: Option<&Facts>) -> Line {
     const QUESTION: &str = "conflux";
     let Some(facts) = facts else {
         let line = unknown(QUESTION, format!("whether Conflux is off: {NO_CONTROL}. Tor's default is on."));
@@ -247,6 +248,10 @@ fn conflux(facts: Option<&Facts>) -> Line {
     match &facts.conflux {
         Told::Value(value) if value == "0" => ok(QUESTION, "it is off."),
         Told::NoSuchOption => ok(QUESTION, "this tor does not have it."),
+        Told::Value(_) | Told::Default if needs.binding == Binding::Strict => ok(
+            QUESTION,
+            "it is on, and does no harm: with tor.binding = \"strict\" the daemon itself chooses the circuits.",
+        ),
         Told::Value(value) => bad(
             QUESTION,
             format!(
@@ -334,6 +339,7 @@ mod tests {
         socks: SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9050),
         name: Some("www.shop.example"),
         age_max: Duration::from_secs(480),
+        binding: Binding::Credentials,
     };
 
     fn way(circuit: u64, answer: ExitAnswer) -> Way {
@@ -403,6 +409,9 @@ mod tests {
             let seen = with(|facts| facts.conflux = told.clone());
             let words = if verdict == Verdict::Bad { CONFLUX_OFF } else { "" };
             assert_says("conflux", &seen, verdict, words);
+            let strict = Needs { binding: Binding::Strict, ..NEEDS };
+            let line = lines(&strict, &seen).into_iter().find(|line| line.question == "conflux").unwrap();
+            assert_ne!(line.verdict, Verdict::Bad, "the daemon chooses the circuits itself: {line}");
         }
     }
 

@@ -35,6 +35,14 @@ static SALT: LazyLock<String> = LazyLock::new(|| {
 
 static PROBES: AtomicU64 = AtomicU64::new(0);
 
+/// How the user names of workers begin.
+const WORKER: &str = "glaneur-w";
+
+/// Whether a user is a worker's; the password tells whether of this process.
+pub(in crate::scraper) fn is_ours(user: &str) -> bool {
+    user.starts_with(WORKER)
+}
+
 /// A SOCKS user name and password: what Tor keeps circuits apart by.
 #[derive(Clone, PartialEq, Eq)]
 pub(in crate::scraper) struct Credentials {
@@ -45,18 +53,18 @@ pub(in crate::scraper) struct Credentials {
 impl Credentials {
     pub(super) fn new(worker: u32, epoch: u64, generation: u64) -> Self {
         let password = format!("{epoch}-{generation}-{}", *SALT);
-        Self { user: format!("glaneur-w{worker}"), password }
+        Self { user: format!("{WORKER}{worker}"), password }
+    }
+
+    /// By which a control port tells whose a stream is.
+    pub(in crate::scraper) fn owner(&self) -> Owner {
+        Owner { user: self.user.as_str().into(), password: self.password.as_str().into() }
     }
 
     /// New ones at each call, so that the answer comes from a new circuit.
     pub(in crate::scraper) fn for_a_probe() -> Self {
         let number = PROBES.fetch_add(1, Ordering::Relaxed);
         Self { user: "glaneur-probe".to_owned(), password: format!("{number}-{}", *SALT) }
-    }
-
-    /// As the control port names whose a stream is.
-    pub(in crate::scraper) fn owner(&self) -> Owner {
-        Owner { user: self.user.as_str().into(), password: self.password.as_str().into() }
     }
 
     /// The message of RFC 1929. Both texts are made above and far below its 255 bytes.

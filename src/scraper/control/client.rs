@@ -222,10 +222,15 @@ impl Client {
     }
 
     /// Launches a circuit of tor's own choice, and keeps it from being used for what tor attaches by itself.
+    ///
+    /// In two steps: launched with that purpose at once, tor 0.4.9 takes a circuit from its stock, says that it could not,
+    /// and keeps the number to itself.
     pub async fn extend_circuit(&self) -> Result<CircuitNo, ControlError> {
-        let reply = self.ask("EXTENDCIRCUIT", "EXTENDCIRCUIT 0 purpose=controller".to_owned()).await?;
+        let reply = self.ask("EXTENDCIRCUIT", "EXTENDCIRCUIT 0".to_owned()).await?;
         let id = reply.text().strip_prefix("EXTENDED ").and_then(|id| id.trim().parse().ok());
-        Ok(CircuitNo(id.ok_or(Rubbish("a new circuit without a number"))?))
+        let id = CircuitNo(id.ok_or(Rubbish("a new circuit without a number"))?);
+        self.ask("SETCIRCUITPURPOSE", format!("SETCIRCUITPURPOSE {id} purpose=controller")).await?;
+        Ok(id)
     }
 
     /// Attaches a stream to a circuit, or as tor itself would.
@@ -243,8 +248,11 @@ impl Client {
         self.ask("CLOSESTREAM", format!("CLOSESTREAM {stream} {reason}")).await.map(drop)
     }
 
-    pub async fn close_circuit(&self, circuit: CircuitNo) -> Result<(), ControlError> {
-        self.ask("CLOSECIRCUIT", format!("CLOSECIRCUIT {circuit}")).await.map(drop)
+    /// Asks for the end of a circuit and waits for nothing: one that is gone already is as good.
+    pub fn close_circuit(&self, circuit: CircuitNo) {
+        let (reply, _) = oneshot::channel();
+        // A full queue: tor retires the circuit by itself, in its time.
+        let _ = self.commands.try_send(Command { line: format!("CLOSECIRCUIT {circuit}\r\n"), reply });
     }
 
     /// `command`: what an error may show; the line may hold a secret.

@@ -351,6 +351,8 @@ pub struct Stream {
     /// The port that its client connected from.
     pub source_port: Option<u16>,
     pub owner: Option<Owner>,
+    /// It goes to an onion service, by a circuit of another kind.
+    pub is_onion: bool,
     /// Why it was detached or closed: the exit's own words where there are any.
     pub reason: Option<Box<str>>,
 }
@@ -384,14 +386,15 @@ impl Stream {
             _ => StreamStatus::Other,
         };
         let circuit = number(words.place(2)?)?;
-        words.place(3)?; // The target is nobody's business here.
+        let host = words.place(3)?.rsplit_once(':').map_or("", |(host, _)| host);
+        let is_onion = host.trim_end_matches('.').to_ascii_lowercase().ends_with(".onion");
         let source_port = words
             .named("SOURCE_ADDR")
             .and_then(|address| address.rsplit_once(':'))
             .and_then(|(_, port)| port.parse().ok());
         let reason = words.owned("REMOTE_REASON").or_else(|| words.owned("REASON"));
         let circuit = (circuit != 0).then_some(CircuitNo(circuit));
-        Ok(Self { id, status, circuit, source_port, owner: owner(&words), reason })
+        Ok(Self { id, status, circuit, source_port, owner: owner(&words), is_onion, reason })
     }
 
     /// The lines of `stream-status`.
