@@ -19,6 +19,9 @@ _glaneur() {
             glaneur,check)
                 cmd="glaneur__subcmd__check"
                 ;;
+            glaneur,circuits)
+                cmd="glaneur__subcmd__circuits"
+                ;;
             glaneur,explain)
                 cmd="glaneur__subcmd__explain"
                 ;;
@@ -37,6 +40,9 @@ _glaneur() {
             glaneur__subcmd__help,check)
                 cmd="glaneur__subcmd__help__subcmd__check"
                 ;;
+            glaneur__subcmd__help,circuits)
+                cmd="glaneur__subcmd__help__subcmd__circuits"
+                ;;
             glaneur__subcmd__help,explain)
                 cmd="glaneur__subcmd__help__subcmd__explain"
                 ;;
@@ -52,14 +58,23 @@ _glaneur() {
             glaneur__subcmd__help,tor)
                 cmd="glaneur__subcmd__help__subcmd__tor"
                 ;;
+            glaneur__subcmd__help__subcmd__tor,check)
+                cmd="glaneur__subcmd__help__subcmd__tor__subcmd__check"
+                ;;
             glaneur__subcmd__help__subcmd__tor,release)
                 cmd="glaneur__subcmd__help__subcmd__tor__subcmd__release"
+                ;;
+            glaneur__subcmd__tor,check)
+                cmd="glaneur__subcmd__tor__subcmd__check"
                 ;;
             glaneur__subcmd__tor,help)
                 cmd="glaneur__subcmd__tor__subcmd__help"
                 ;;
             glaneur__subcmd__tor,release)
                 cmd="glaneur__subcmd__tor__subcmd__release"
+                ;;
+            glaneur__subcmd__tor__subcmd__help,check)
+                cmd="glaneur__subcmd__tor__subcmd__help__subcmd__check"
                 ;;
             glaneur__subcmd__tor__subcmd__help,help)
                 cmd="glaneur__subcmd__tor__subcmd__help__subcmd__help"
@@ -74,7 +89,7 @@ _glaneur() {
 
     case "${cmd}" in
         glaneur)
-            opts="-h -V --config --help --version serve check explain tor generate help"
+            opts="-h -V --config --help --version serve check explain circuits tor generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -98,6 +113,28 @@ _glaneur() {
                 return 0
             fi
             case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        glaneur__subcmd__circuits)
+            opts="-h --at --json --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --at)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -146,7 +183,7 @@ _glaneur() {
             return 0
             ;;
         glaneur__subcmd__help)
-            opts="serve check explain tor generate help"
+            opts="serve check explain circuits tor generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -160,6 +197,20 @@ _glaneur() {
             return 0
             ;;
         glaneur__subcmd__help__subcmd__check)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        glaneur__subcmd__help__subcmd__circuits)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -230,8 +281,22 @@ _glaneur() {
             return 0
             ;;
         glaneur__subcmd__help__subcmd__tor)
-            opts="release"
+            opts="release check"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        glaneur__subcmd__help__subcmd__tor__subcmd__check)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -276,7 +341,7 @@ _glaneur() {
             return 0
             ;;
         glaneur__subcmd__tor)
-            opts="-h --config --help release help"
+            opts="-h --config --help release check help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -293,9 +358,41 @@ _glaneur() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        glaneur__subcmd__tor__subcmd__help)
-            opts="release help"
+        glaneur__subcmd__tor__subcmd__check)
+            opts="-h --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        glaneur__subcmd__tor__subcmd__help)
+            opts="release check help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        glaneur__subcmd__tor__subcmd__help__subcmd__check)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi

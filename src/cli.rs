@@ -1,13 +1,17 @@
 //! The command line: what a person types, and what the process answers with.
 
+mod api;
 mod check;
+mod circuits;
 mod explain;
 mod find;
 mod generate;
 mod release;
 mod secrets;
 mod serve;
+mod tor;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
@@ -37,6 +41,15 @@ enum Command {
         #[arg(value_name = "EAN|BATCH")]
         subject: String,
     },
+    /// Shows each circuit of the running daemon: exit, age, latency, bytes, blocks by shop
+    Circuits {
+        /// Where the daemon listens, if not at `server.listen`
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        at: Option<SocketAddr>,
+        /// The answer of the API as it is
+        #[arg(long)]
+        json: bool,
+    },
     /// Looks after Tor
     #[command(subcommand)]
     Tor(TorCommand),
@@ -52,6 +65,8 @@ enum Command {
 enum TorCommand {
     /// Lets tor attach streams by itself again, after a daemon with tor.binding = "strict" was killed
     Release,
+    /// Says whether Tor is there, bootstrapped, isolating, without Conflux, and which line of torrc mends what is wrong
+    Check,
 }
 
 const EXAMPLES: &str = "\
@@ -59,6 +74,8 @@ Examples:
   glaneur check --config config.toml
   glaneur serve --config config.toml
   glaneur explain 0748322148474
+  glaneur tor check
+  glaneur circuits
   curl -d '{\"eans\": [{\"primary\": \"0748322148474\"}]}' -H 'Content-Type: application/json' \\
        http://127.0.0.1:8080/api/scrape";
 
@@ -79,6 +96,8 @@ pub fn run() -> Exit {
         Command::Check => check::run(config),
         Command::Explain { subject } => explain::run(config, &subject),
         Command::Tor(TorCommand::Release) => release::run(config),
+        Command::Circuits { at, json } => circuits::run(config, at, json),
+        Command::Tor(TorCommand::Check) => tor::check(config),
         Command::Generate { dir } => generate::run(&dir),
     }
 }

@@ -6,7 +6,7 @@
 pub enum Exit {
     /// Done, or drained after a signal.
     Ok = 0,
-    /// A command's answer is no: nothing found.
+    /// A command's answer is no: nothing found, no daemon that answers, a Tor that is not as it should be.
     No = 1,
     /// The command line is wrong.
     Usage = 64,
@@ -67,7 +67,9 @@ impl Exit {
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Ok => "Done, or drained after a signal.",
-            Self::No => "The answer of a command is no: nothing found.",
+            Self::No => {
+                "The answer of a command is no: nothing found, no daemon that answers, a Tor that is not as it should be."
+            }
             Self::Usage => "The command line is wrong.",
             Self::LedgerDamaged => "The ledger is damaged: restore a backup.",
             Self::Listen => "The listener could not be bound.",

@@ -20,6 +20,7 @@
 
 pub mod access;
 pub mod actor;
+mod circuits;
 pub mod host;
 mod service;
 mod stream;
@@ -54,6 +55,8 @@ pub struct Settings {
     pub sites: Vec<SiteName>,
     /// What may leave the machine without Tor, by configuration; `/readyz` tells it.
     pub direct: Vec<String>,
+    /// `tor.circuits`.
+    pub circuits: usize,
     /// `batches.ignore_prefixes`.
     pub ignore_prefixes: Vec<String>,
     /// `webhooks.hosts`: where `callback_url` and `webhook_url` may point.

@@ -32,6 +32,7 @@ pub mod relay;
 pub mod robots;
 pub mod roster;
 pub mod stopwatch;
+pub mod survey;
 pub mod suspension;
 pub mod ticket;
 pub mod tls;

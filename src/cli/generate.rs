@@ -57,7 +57,10 @@ fn manuals() -> Vec<(PathBuf, Vec<u8>)> {
     command.build(); // Gives the commands their full names.
     let mut pages = vec![("glaneur".to_owned(), page(&command) + &exit_codes())];
     for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
-        pages.push((format!("glaneur-{}", command.get_name()), page(command)));
+        let name = format!("glaneur-{}", command.get_name());
+        let parts = command.get_subcommands().map(|part| (format!("{name}-{}", part.get_name()), page(part)));
+        pages.extend(parts);
+        pages.push((name, page(command)));
     }
     let file =
         |(name, page): (String, String)| (Path::new("man").join(format!("{name}.1")), page.into_bytes());

@@ -136,6 +136,13 @@ impl Secrets {
     }
 }
 
+/// What a caller of the API must send, of the configuration alone: whoever may call it need not be allowed to read the
+/// other secrets. None: no token is asked for.
+pub fn bearer(config: &Config) -> Result<Option<String>, String> {
+    let Some(path) = &config.server.token_file else { return Ok(None) };
+    read(path).map(Some).map_err(|what| format!("`{TOKEN}`: \"{}\": {what}", path.display()))
+}
+
 /// What tor's control port wants to hear, of the configuration alone. None: the cookie that tor names is read.
 pub fn control_password(config: &Config) -> Result<Option<Password>, String> {
     let Some(path) = &config.tor.control_password_file else { return Ok(None) };

@@ -22,6 +22,7 @@ use super::stream::Stream;
 use crate::descriptors;
 use crate::failpoint::{self, Point};
 use crate::ledger::LedgerHandle;
+use crate::scraper::roster::Roster;
 use crate::telemetry::Event;
 
 /// What the way in needs of the rest.
@@ -33,6 +34,8 @@ pub struct Args {
     pub connections: usize,
     /// What `/readyz` tells besides: Tor, circuits, shops.
     pub status: watch::Receiver<serde_json::Value>,
+    /// What `GET /api/circuits` tells.
+    pub roster: Roster,
     /// Changes after each accepted batch, so that the coordinators need not poll for it.
     pub batches: watch::Sender<u64>,
 }
@@ -48,6 +51,7 @@ pub struct Shared {
     pub(super) ledger: LedgerHandle,
     pub(super) settings: watch::Receiver<Arc<Settings>>,
     pub(super) status: watch::Receiver<serde_json::Value>,
+    pub(super) roster: Roster,
     batches: watch::Sender<u64>,
     pub(super) phase: watch::Sender<Phase>,
     /// One for each connection (I1); all of them back means that nobody is asking any more.
@@ -100,7 +104,7 @@ pub struct Drained {
 
 impl Ingress {
     pub fn new(args: Args) -> Self {
-        let Args { ledger, settings, connections, status, batches } = args;
+        let Args { ledger, settings, connections, status, roster, batches } = args;
         let connections = connections.clamp(1, Semaphore::MAX_PERMITS);
         let slots_max = u32::try_from(connections).unwrap_or(u32::MAX);
         let slots = Arc::new(Semaphore::new(slots_max as usize));
@@ -108,6 +112,7 @@ impl Ingress {
             ledger,
             settings,
             status,
+            roster,
             batches,
             phase: watch::Sender::new(Phase::Serving),
             slots,

@@ -19,7 +19,7 @@ use super::access::{self, Head};
 use super::actor::{Phase, Shared};
 use super::submission::{Envelope, Submission};
 use super::wire::{self, Answer, Problem};
-use super::{Settings, view};
+use super::{Settings, circuits, view};
 use crate::ledger::LedgerError;
 use crate::ledger::actor::Health;
 use crate::ledger::store::AcceptAnswer;
@@ -60,12 +60,13 @@ enum Route {
     Ready,
     Scrape,
     Batch,
+    Circuits,
 }
 
 impl Route {
     fn allow(self) -> &'static str {
         match self {
-            Self::Health | Self::Live | Self::Ready | Self::Batch => "GET, HEAD",
+            Self::Health | Self::Live | Self::Ready | Self::Batch | Self::Circuits => "GET, HEAD",
             Self::Scrape => "POST",
         }
     }
@@ -83,6 +84,7 @@ static ROUTES: LazyLock<Router<Route>> = LazyLock::new(|| {
         ("/readyz", Route::Ready),
         ("/api/scrape", Route::Scrape),
         ("/api/batches/{id}", Route::Batch),
+        ("/api/circuits", Route::Circuits),
     ] {
         // Fails only on two routes that cannot be told apart; `every_route_is_found` passes by each.
         let _ = routes.insert(path, route);
@@ -147,6 +149,12 @@ impl Asker {
                 known?;
                 let name = matched.params.get("id").unwrap_or_default();
                 self.batch(name, parts.uri.query().unwrap_or_default(), deadline).await
+            }
+            Route::Circuits => {
+                known?;
+                let status = self.shared.status.borrow().clone();
+                let rows = self.shared.roster.rows();
+                Ok(wire::ok(circuits::circuits(&status, settings.circuits, &rows, Instant::now())))
             }
             Route::Scrape => {
                 access::check_origin(head)?;

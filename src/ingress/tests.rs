@@ -21,6 +21,7 @@ use crate::ledger::{self, LedgerReader};
 use crate::model::batch::{Accepted, NewBatch, Outcome, Repeat};
 use crate::model::delivery::{AttemptRecord, DeliveryNo, DueDelivery, LaneNo, UrlHash};
 use crate::model::{BatchId, BatchNo, Language, ProductKey};
+use crate::scraper::roster::Roster;
 use crate::supervisor::bystander::bystander;
 
 pub(super) fn settings() -> Settings {
@@ -31,6 +32,7 @@ pub(super) fn settings() -> Settings {
         token: None,
         sites: vec!["alpha".into(), "beta".into()],
         direct: vec!["shop beta".into()],
+        circuits: 2,
         ignore_prefixes: vec!["3400".into()],
         webhook_hosts: ["n8n:5678", "hooks.example"].map(|host| HostRule::parse(host).unwrap()).into(),
         limits: Limits {
@@ -362,6 +364,7 @@ impl Server {
             settings: settings_rx,
             connections,
             status: status_rx,
+            roster: Roster::default(),
             batches: batches_tx,
         });
         let listener = Arc::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
@@ -534,6 +537,7 @@ async fn what_is_refused_stores_nothing_and_says_why() {
         (400, get("/api/batches/1?limit=1001", "Host: localhost\r\n"), "1000"),
         (400, get("/api/batches/1?after=-1", "Host: localhost\r\n"), "after"),
         (403, get("/api/batches/1", "Host: evil.example\r\n"), "server.hosts"),
+        (403, get("/api/circuits", "Host: evil.example\r\n"), "server.hosts"),
         (403, post("Origin: http://evil.example\r\n", BODY), "evil.example"),
         (404, get("/api/nothing", "Host: localhost\r\n"), "/api/nothing"),
         (404, get("/api/scrape/", "Host: localhost\r\n"), "/api/scrape/"),
@@ -541,6 +545,7 @@ async fn what_is_refused_stores_nothing_and_says_why() {
         (405, get("/api/scrape", "Host: localhost\r\n"), "POST"),
         (405, post("", BODY).replace("POST", "DELETE"), "POST"),
         (405, post("", BODY).replace("/api/scrape", "/api/health"), "GET"),
+        (405, post("", BODY).replace("/api/scrape", "/api/circuits"), "GET"),
         (413, post("", &big), "server.body_bytes_max"),
         (413, chunked, "server.body_bytes_max"),
         (415, post("", BODY).replace("application/json", "text/plain"), "application/json"),
@@ -594,6 +599,7 @@ async fn a_token_is_asked_for_everywhere_but_at_the_signs_of_life() {
     assert!(without.head.contains("www-authenticate: bearer"));
     assert_eq!(server.ask(post("Authorization: Bearer wrong\r\n", BODY)).await.status, 401);
     assert_eq!(server.get("/api/batches/1").await.status, 401);
+    assert_eq!(server.get("/api/circuits").await.status, 401);
     assert_eq!(server.ask(post("Authorization: Bearer s3cret\r\n", BODY)).await.status, 202);
     server.fake.with(|book| assert_eq!(book.batches[0].1.requester, "token:api"));
     for path in ["/api/health", "/livez", "/readyz"] {
@@ -606,6 +612,15 @@ async fn a_token_is_asked_for_everywhere_but_at_the_signs_of_life() {
     head.send("HEAD /livez HTTP/1.0\r\n\r\n").await;
     let answer = head.end().await;
     assert!(answer.starts_with("HTTP/1.0 200") && answer.ends_with("\r\n\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn the_circuits_come_with_the_state_of_tor_and_the_number_that_is_configured() {
+    let server = Server::start(settings()).await;
+    server.status.send_replace(serde_json::json!({"tor": "away", "reason": "gone"}));
+    let reply = server.get("/api/circuits").await;
+    let expected = serde_json::json!({"tor": "away", "reason": "gone", "configured": 2, "circuits": []});
+    assert_eq!((reply.status, reply.json()), (200, expected));
 }
 
 #[tokio::test]

@@ -238,7 +238,7 @@ impl Control {
 type Whereabouts = (Option<std::net::IpAddr>, Option<Box<str>>);
 
 /// None: tor did not answer.
-async fn ask_relay(client: &Client, hop: &Hop) -> Option<Whereabouts> {
+pub(super) async fn ask_relay(client: &Client, hop: &Hop) -> Option<Whereabouts> {
     let status = match client.get_info(&format!("ns/id/{}", hop.fingerprint)).await {
         Ok(status) => status,
         // It left the network since.

@@ -27,7 +27,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 /// Never exists (RFC 6761), so the exit's failure to resolve it is the expected answer.
-const NAME_FOR_NOBODY: &str = "probe.invalid";
+pub(super) const NAME_FOR_NOBODY: &str = "probe.invalid";
 
 /// Tor cannot be used now, through no fault of any shop: whoever meets it waits, and is charged nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,7 +75,7 @@ pub async fn probe_circuit(socks: &str, name: &str, within: Duration) -> Result<
 }
 
 /// Whether the answer for `name` comes from an exit; the client answers for the others by itself.
-fn exits_resolve(name: &str) -> bool {
+pub(super) fn exits_resolve(name: &str) -> bool {
     let name = name.trim_end_matches('.').to_ascii_lowercase();
     let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_ok();
     let local =
@@ -84,7 +84,7 @@ fn exits_resolve(name: &str) -> bool {
 }
 
 #[derive(Clone, Copy)]
-enum Command {
+pub(super) enum Command {
     Connect = 0x01,
     Resolve = 0xf0,
 }
@@ -94,7 +94,17 @@ const PROBE_PORT: u16 = 443;
 
 /// One question on a circuit of its own.
 async fn ask(socks: &str, command: Command, name: &str) -> Result<SocksReply, TorAway> {
-    let mut tcp = greet(socks, &Credentials::for_a_probe()).await?;
+    ask_as(&Credentials::for_a_probe(), socks, command, name).await
+}
+
+/// One question on the circuit of these credentials.
+pub(super) async fn ask_as(
+    credentials: &Credentials,
+    socks: &str,
+    command: Command,
+    name: &str,
+) -> Result<SocksReply, TorAway> {
+    let mut tcp = greet(socks, credentials).await?;
     let length = u8::try_from(name.len()).map_err(|_| TorAway::new("name to probe with is too long"))?;
     let mut request = vec![0x05, command as u8, 0x00, 0x03, length];
     request.extend_from_slice(name.as_bytes());

@@ -6,6 +6,7 @@ mod support;
 
 mod accept;
 mod blocks;
+mod circuits;
 mod config;
 mod deliver;
 mod disk;
@@ -22,5 +23,6 @@ mod scrape;
 mod shutdown;
 mod systemd;
 mod tor;
+mod tor_check;
 mod tor_control;
 mod tor_faults;

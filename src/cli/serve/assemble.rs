@@ -194,6 +194,7 @@ pub fn parts(
             Needs { scrapers: config.tor.circuits, webhooks_at_once: config.webhooks.concurrency },
         ),
         status: tor_status(&tor, config.tor.binding),
+        roster: base.circuits.roster.clone(),
         batches: accepted_tx,
     });
     let parts = Parts {
@@ -297,6 +298,7 @@ fn ingress_settings(config: &Config, token: Option<ingress::Token>) -> ingress::
         token,
         sites: config.enabled_sites().iter().map(|recipe| recipe.name.as_str().into()).collect(),
         direct: direct_ways(config),
+        circuits: config.tor.circuits,
         ignore_prefixes: config.batches.ignore_prefixes.clone(),
         webhook_hosts: config.webhooks.hosts.clone(),
         limits: ingress::Limits {

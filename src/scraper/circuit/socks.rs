@@ -57,7 +57,7 @@ impl Credentials {
     }
 
     /// By which a control port tells whose a stream is.
-    pub(super) fn owner(&self) -> Owner {
+    pub(in crate::scraper) fn owner(&self) -> Owner {
         Owner { user: self.user.as_str().into(), password: self.password.as_str().into() }
     }
 
