@@ -144,7 +144,7 @@ impl Side {
     }
 }
 
-/// Whether hedging was worth anything.
+/// Whether hedging was worth anything, and the slow circuit there all the time.
 fn print(plain: &mut Side, hedged: &mut Side) -> bool {
     println!(
         "{PRODUCTS} products each on 3 shops, pages of {PAGE_BYTES} bytes after {PAGE_AFTER:?}, one of {CIRCUITS} circuits \
@@ -163,5 +163,10 @@ fn print(plain: &mut Side, hedged: &mut Side) -> bool {
     }
     let ratio = plain.percentile(99) as f64 / hedged.percentile(99).max(1) as f64;
     println!("p99 without / with {ratio:>17.2}");
-    1.0 < ratio
+    let retired = [&*plain, &*hedged].map(|side| side.daemon.events("circuit_retired").len());
+    println!(
+        "circuits retired {:>19}   none, or the slow one was not slow all the time",
+        retired.iter().sum::<usize>()
+    );
+    1.0 < ratio && retired == [0, 0]
 }

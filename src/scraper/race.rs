@@ -136,9 +136,14 @@ mod tests {
     use super::Side::{First, Twin};
     use super::*;
     use crate::model::Reason;
+    use crate::model::way::Way;
 
     fn failed(kind: &str, again: Again) -> VisitEnd {
         VisitEnd::Failed { reason: Reason::new(kind, ""), again }
+    }
+
+    fn refused(rule: &str, again: Again) -> VisitEnd {
+        VisitEnd::Refused { rule: rule.into(), way: Way::Direct, again }
     }
 
     /// One of each kind, told apart by whose it is.
@@ -156,6 +161,7 @@ mod tests {
             failed(name, Again::Soon),
             failed(name, Again::After(Duration::from_secs(seconds))),
             failed(name, Again::Never),
+            refused(name, Again::Soon),
             VisitEnd::PutBack,
             VisitEnd::Lost { dialled: true },
             VisitEnd::Lost { dialled: false },
@@ -276,11 +282,13 @@ mod tests {
             for order in [[First, Twin], [Twin, First]] {
                 let mut race = Race::default();
                 assert!(race.join());
-                let end = |side| if side == First { failed("first", first) } else { failed("twin", twin) };
+                let end = |side| if side == First { failed("first", first) } else { refused("twin", twin) };
                 assert_eq!(race.over(order[0], end(order[0])), Ruling::Open);
                 let decided = Ruling::Decided { end: failed("first", both), by: First };
                 assert_eq!(race.over(order[1], end(order[1])), decided);
             }
+            let end = without_answer(refused("first", first), &failed("twin", twin));
+            assert_eq!(end, refused("first", both));
         }
     }
 
