@@ -81,9 +81,10 @@ impl Circuit {
         }
         self.note_use(via);
         let began = Instant::now();
+        self.asked = (via == Via::Tor).then_some(began);
         let fetched = timeout_at(deadline, self.follow(request, via, limits, &redirects, &mut sight)).await;
         let fetched = fetched.unwrap_or_else(|_| Err(FetchError::Deadline { seen: sight.seen() }));
-        if via == Via::Tor && fetched.is_ok() {
+        if self.asked.take().is_some() && fetched.is_ok() {
             self.note_latency(began.elapsed());
         }
         fetched

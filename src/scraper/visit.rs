@@ -85,6 +85,9 @@ impl Call<'_> {
             () = overtaken => None,
             end = self.visit_or_put_back(&mut visit, started) => Some(end),
         };
+        if end.is_none() {
+            self.circuit.note_overtaken();
+        }
         self.circuit.serve(None);
         // Its twin has the answer, or the one whose twin it is: the exchange is dropped, and nothing is charged.
         let Some(end) = end else { return Went::Nowhere };
