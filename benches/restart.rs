@@ -65,6 +65,8 @@ fn config(shops: &Shops, receiver: &Receiver) -> Config {
             .site(name, shop.direct_base())
             .site_key(name, "via", "direct")
             .site_key(name, "rate", "1000/s")
+            .site_key(name, "adaptive", false)
+            .site_key(name, "pause", "0s")
             .site_key(name, "concurrency", SCRAPERS)
     });
     // The third shop's search is another host's in the world, and its own here.

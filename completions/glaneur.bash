@@ -31,6 +31,9 @@ _glaneur() {
             glaneur,serve)
                 cmd="glaneur__subcmd__serve"
                 ;;
+            glaneur,tor)
+                cmd="glaneur__subcmd__tor"
+                ;;
             glaneur__subcmd__help,check)
                 cmd="glaneur__subcmd__help__subcmd__check"
                 ;;
@@ -46,6 +49,24 @@ _glaneur() {
             glaneur__subcmd__help,serve)
                 cmd="glaneur__subcmd__help__subcmd__serve"
                 ;;
+            glaneur__subcmd__help,tor)
+                cmd="glaneur__subcmd__help__subcmd__tor"
+                ;;
+            glaneur__subcmd__help__subcmd__tor,release)
+                cmd="glaneur__subcmd__help__subcmd__tor__subcmd__release"
+                ;;
+            glaneur__subcmd__tor,help)
+                cmd="glaneur__subcmd__tor__subcmd__help"
+                ;;
+            glaneur__subcmd__tor,release)
+                cmd="glaneur__subcmd__tor__subcmd__release"
+                ;;
+            glaneur__subcmd__tor__subcmd__help,help)
+                cmd="glaneur__subcmd__tor__subcmd__help__subcmd__help"
+                ;;
+            glaneur__subcmd__tor__subcmd__help,release)
+                cmd="glaneur__subcmd__tor__subcmd__help__subcmd__release"
+                ;;
             *)
                 ;;
         esac
@@ -53,7 +74,7 @@ _glaneur() {
 
     case "${cmd}" in
         glaneur)
-            opts="-h -V --config --help --version serve check explain generate help"
+            opts="-h -V --config --help --version serve check explain tor generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -125,7 +146,7 @@ _glaneur() {
             return 0
             ;;
         glaneur__subcmd__help)
-            opts="serve check explain generate help"
+            opts="serve check explain tor generate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -208,9 +229,115 @@ _glaneur() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        glaneur__subcmd__help__subcmd__tor)
+            opts="release"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        glaneur__subcmd__help__subcmd__tor__subcmd__release)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         glaneur__subcmd__serve)
             opts="-h --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        glaneur__subcmd__tor)
+            opts="-h --config --help release help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        glaneur__subcmd__tor__subcmd__help)
+            opts="release help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        glaneur__subcmd__tor__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        glaneur__subcmd__tor__subcmd__help__subcmd__release)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        glaneur__subcmd__tor__subcmd__release)
+            opts="-h --config --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi

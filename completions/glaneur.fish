@@ -30,6 +30,7 @@ complete -c glaneur -n "__fish_glaneur_needs_command" -s V -l version -d 'Print 
 complete -c glaneur -n "__fish_glaneur_needs_command" -f -a "serve" -d 'Runs the daemon (the default)'
 complete -c glaneur -n "__fish_glaneur_needs_command" -f -a "check" -d 'Checks the configuration and prints every mistake at once, as file:line:column'
 complete -c glaneur -n "__fish_glaneur_needs_command" -f -a "explain" -d 'Tells the whole life of one product or batch, from the ledger'
+complete -c glaneur -n "__fish_glaneur_needs_command" -f -a "tor" -d 'Looks after Tor'
 complete -c glaneur -n "__fish_glaneur_needs_command" -f -a "generate" -d 'Writes manual page, completions, journal catalogue and table of events below a folder'
 complete -c glaneur -n "__fish_glaneur_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c glaneur -n "__fish_glaneur_using_subcommand serve" -l config -d 'Configuration; else $GLANEUR_CONFIG, else ./config.toml, else /etc/glaneur/config.toml' -r -F
@@ -38,10 +39,20 @@ complete -c glaneur -n "__fish_glaneur_using_subcommand check" -l config -d 'Con
 complete -c glaneur -n "__fish_glaneur_using_subcommand check" -s h -l help -d 'Print help'
 complete -c glaneur -n "__fish_glaneur_using_subcommand explain" -l config -d 'Configuration; else $GLANEUR_CONFIG, else ./config.toml, else /etc/glaneur/config.toml' -r -F
 complete -c glaneur -n "__fish_glaneur_using_subcommand explain" -s h -l help -d 'Print help'
+complete -c glaneur -n "__fish_glaneur_using_subcommand tor; and not __fish_seen_subcommand_from release help" -l config -d 'Configuration; else $GLANEUR_CONFIG, else ./config.toml, else /etc/glaneur/config.toml' -r -F
+complete -c glaneur -n "__fish_glaneur_using_subcommand tor; and not __fish_seen_subcommand_from release help" -s h -l help -d 'Print help'
+complete -c glaneur -n "__fish_glaneur_using_subcommand tor; and not __fish_seen_subcommand_from release help" -f -a "release" -d 'Lets tor attach streams by itself again, after a daemon with tor.binding = "strict" was killed'
+complete -c glaneur -n "__fish_glaneur_using_subcommand tor; and not __fish_seen_subcommand_from release help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c glaneur -n "__fish_glaneur_using_subcommand tor; and __fish_seen_subcommand_from release" -l config -d 'Configuration; else $GLANEUR_CONFIG, else ./config.toml, else /etc/glaneur/config.toml' -r -F
+complete -c glaneur -n "__fish_glaneur_using_subcommand tor; and __fish_seen_subcommand_from release" -s h -l help -d 'Print help'
+complete -c glaneur -n "__fish_glaneur_using_subcommand tor; and __fish_seen_subcommand_from help" -f -a "release" -d 'Lets tor attach streams by itself again, after a daemon with tor.binding = "strict" was killed'
+complete -c glaneur -n "__fish_glaneur_using_subcommand tor; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c glaneur -n "__fish_glaneur_using_subcommand generate" -l config -d 'Configuration; else $GLANEUR_CONFIG, else ./config.toml, else /etc/glaneur/config.toml' -r -F
 complete -c glaneur -n "__fish_glaneur_using_subcommand generate" -s h -l help -d 'Print help'
-complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain generate help" -f -a "serve" -d 'Runs the daemon (the default)'
-complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain generate help" -f -a "check" -d 'Checks the configuration and prints every mistake at once, as file:line:column'
-complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain generate help" -f -a "explain" -d 'Tells the whole life of one product or batch, from the ledger'
-complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain generate help" -f -a "generate" -d 'Writes manual page, completions, journal catalogue and table of events below a folder'
-complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain generate help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain tor generate help" -f -a "serve" -d 'Runs the daemon (the default)'
+complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain tor generate help" -f -a "check" -d 'Checks the configuration and prints every mistake at once, as file:line:column'
+complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain tor generate help" -f -a "explain" -d 'Tells the whole life of one product or batch, from the ledger'
+complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain tor generate help" -f -a "tor" -d 'Looks after Tor'
+complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain tor generate help" -f -a "generate" -d 'Writes manual page, completions, journal catalogue and table of events below a folder'
+complete -c glaneur -n "__fish_glaneur_using_subcommand help; and not __fish_seen_subcommand_from serve check explain tor generate help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c glaneur -n "__fish_glaneur_using_subcommand help; and __fish_seen_subcommand_from tor" -f -a "release" -d 'Lets tor attach streams by itself again, after a daemon with tor.binding = "strict" was killed'

@@ -4,6 +4,7 @@ mod check;
 mod explain;
 mod find;
 mod generate;
+mod release;
 mod secrets;
 mod serve;
 
@@ -36,12 +37,21 @@ enum Command {
         #[arg(value_name = "EAN|BATCH")]
         subject: String,
     },
+    /// Looks after Tor
+    #[command(subcommand)]
+    Tor(TorCommand),
     /// Writes manual page, completions, journal catalogue and table of events below a folder
     #[command(hide = true)]
     Generate {
         #[arg(value_name = "DIR")]
         dir: PathBuf,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum TorCommand {
+    /// Lets tor attach streams by itself again, after a daemon with tor.binding = "strict" was killed
+    Release,
 }
 
 const EXAMPLES: &str = "\
@@ -68,6 +78,7 @@ pub fn run() -> Exit {
         Command::Serve => serve::run(config),
         Command::Check => check::run(config),
         Command::Explain { subject } => explain::run(config, &subject),
+        Command::Tor(TorCommand::Release) => release::run(config),
         Command::Generate { dir } => generate::run(&dir),
     }
 }

@@ -223,6 +223,9 @@ impl fmt::Display for HostRule {
 pub struct Tor {
     pub socks: SocketAddr,
     pub control: Option<SocketAddr>,
+    pub binding: Binding,
+    /// Where tor asks for a password in place of its cookie.
+    pub control_password_file: Option<PathBuf>,
     /// How many circuits, and so scrapers, there are.
     pub circuits: usize,
     /// Fetches through Tor after which a circuit is retired, between two visits. A visit makes several.
@@ -234,6 +237,25 @@ pub struct Tor {
     pub probe_timeout: Duration,
     /// Of a shop's visits so many in a hundred may be started once more.
     pub hedge_percent: u32,
+}
+
+/// What makes a scraper one circuit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Binding {
+    /// Its own user and password; tor may move them to another circuit unasked.
+    #[default]
+    Credentials,
+    /// The daemon itself, through the control port.
+    Strict,
+}
+
+impl Binding {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Credentials => "credentials",
+            Self::Strict => "strict",
+        }
+    }
 }
 
 /// `[fetch]`: the limits of a visit.

@@ -126,6 +126,12 @@ pub struct Recipe {
     /// Whether a page without a GTIN counts.
     pub unverified: bool,
     pub rate: Rate,
+    /// Whether the rate gives way while the shop is slow or says 429 or 503.
+    pub adaptive: bool,
+    /// Between two requests of one visit, by chance from half to half as much again.
+    pub pause: Duration,
+    /// Whether what its robots.txt forbids is left alone.
+    pub robots: bool,
     pub concurrency: usize,
     /// Whether a slow visit may be started once more.
     pub hedge: bool,

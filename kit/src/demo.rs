@@ -75,11 +75,13 @@ fn config(network: &TorNetwork, shops: &Shops, receiver: &Receiver) -> Config {
         .product_url(receiver.url("/webhook/product"))
         .summary_url(receiver.url("/webhook/summary"))
         .socks(network.socks())
+        .set("tor", "control", network.control().to_string())
         .circuits(CIRCUITS)
         .shops(shops);
     // Real shops are asked far more gently; these are ours.
     shops.all.iter().fold(config, |config, shop| {
-        config.site_key(shop.kind().name(), "rate", "10/s").site_key(shop.kind().name(), "concurrency", 4)
+        let name = shop.kind().name();
+        config.site_key(name, "rate", "10/s").site_key(name, "pause", "0s").site_key(name, "concurrency", 4)
     })
 }
 

@@ -89,6 +89,8 @@ struct Counter {
     kind: ShopKind,
     catalogue: Arc<Catalogue>,
     hits: Records<Hit>,
+    /// Those for `/robots.txt`, which come by themselves and would disturb every count.
+    robots: Records<Hit>,
     rules: Mutex<Vec<Rule>>,
 }
 
@@ -103,8 +105,13 @@ struct Rule {
 impl Shop {
     /// Opens a shop on one free port of all these addresses.
     pub fn start(kind: ShopKind, catalogue: Arc<Catalogue>, ips: &[IpAddr]) -> Result<Self> {
-        let counter =
-            Arc::new(Counter { kind, catalogue, hits: Records::default(), rules: Mutex::default() });
+        let counter = Arc::new(Counter {
+            kind,
+            catalogue,
+            hits: Records::default(),
+            robots: Records::default(),
+            rules: Mutex::default(),
+        });
         let listeners = Listeners::http(ips, Arc::clone(&counter))?;
         let port = server::first(listeners.addresses())?.port();
         Ok(Self { kind, listeners, counter, port })
@@ -166,12 +173,17 @@ impl Shop {
         self.listeners.listen_again()
     }
 
-    /// Every request, for looking and waiting.
+    /// A copy of every request for `/robots.txt` so far.
+    pub fn robots_hits(&self) -> Vec<Hit> {
+        self.counter.robots.all()
+    }
+
+    /// Every request but those for `/robots.txt`, for looking and waiting.
     pub fn records(&self) -> &Records<Hit> {
         &self.counter.hits
     }
 
-    /// A copy of every request so far.
+    /// A copy of every request so far, but those for `/robots.txt`.
     pub fn hits(&self) -> Vec<Hit> {
         self.counter.hits.all()
     }
@@ -230,11 +242,12 @@ impl Counter {
     /// Records a request, with how it is answered. The lock on the rules keeps the order.
     fn record(&self, mut hit: Hit) -> Hit {
         let rules = self.rules();
-        hit.order = self.hits.len();
+        let hits = if hit.purpose == Purpose::Robots { &self.robots } else { &self.hits };
+        hit.order = hits.len();
         if let Some(rule) = rules.iter().rev().find(|rule| rule.when.fits(&hit)) {
             hit.conduct = self.decided(rule, &hit);
         }
-        self.hits.push(hit.clone());
+        hits.push(hit.clone());
         hit
     }
 
@@ -261,6 +274,7 @@ impl Counter {
         let decoy = || self.catalogue.product(DECOY).cloned().unwrap_or_else(|| Product::invented(DECOY));
         let path = hit.path.split('?').next().unwrap_or_default();
         match (hit.purpose, variant) {
+            (Purpose::Robots, _) => structure::other_page(404, "Page introuvable"),
             (Purpose::Other, _) => match path {
                 "/" => structure::other_page(200, "Accueil"),
                 _ => structure::other_page(404, "Page introuvable"),

@@ -1,4 +1,5 @@
-//! What the files named in the configuration hold: the API's token, the key that signs webhooks, the catalogue's token.
+//! What the files named in the configuration hold: the API's token, the key that signs webhooks, the catalogue's token,
+//! the password of tor's control port.
 
 use std::fmt;
 use std::path::Path;
@@ -6,6 +7,7 @@ use std::path::Path;
 use crate::config::{Config, Problem, problem_at};
 use crate::exit::Exit;
 use crate::ingress;
+use crate::scraper::control::client::Password;
 use crate::webhook;
 
 /// Where systemd puts the credentials of a service, for its whole run.
@@ -14,6 +16,7 @@ pub const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 const TOKEN: &str = "server.token_file";
 const WEBHOOK: &str = "webhooks.secret_file";
 const CATALOGUE: &str = "catalogue.token_file";
+const CONTROL: &str = "tor.control_password_file";
 
 /// Read anew at each reload. Never printed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +24,7 @@ pub struct Secrets {
     token: Option<Hidden>,
     webhook: Option<webhook::Secret>,
     catalogue: Option<Hidden>,
+    control: Option<Hidden>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -40,12 +44,13 @@ pub struct Trouble {
 }
 
 /// The files that `config` names, by their keys.
-fn files(config: &Config) -> [(&'static str, Option<&Path>); 3] {
+fn files(config: &Config) -> [(&'static str, Option<&Path>); 4] {
     let catalogue = config.catalogue.as_ref().and_then(|catalogue| catalogue.token_file.as_deref());
     [
         (TOKEN, config.server.token_file.as_deref()),
         (WEBHOOK, config.webhooks.secret_file.as_deref()),
         (CATALOGUE, catalogue),
+        (CONTROL, config.tor.control_password_file.as_deref()),
     ]
 }
 
@@ -68,7 +73,7 @@ impl Secrets {
             let problem = problem_at(file_name, text, key, format!("`{key}`: {what}"));
             troubles.push(Trouble { problem, exit });
         };
-        let [token, webhook, catalogue] = files(config).map(|(key, path)| {
+        let [token, webhook, catalogue, control] = files(config).map(|(key, path)| {
             let path = path?;
             match read(path) {
                 Ok(line) => Some(line),
@@ -92,7 +97,8 @@ impl Secrets {
             }
         });
         if troubles.is_empty() {
-            Ok(Self { token: token.map(Hidden), webhook, catalogue: catalogue.map(Hidden) })
+            let [token, catalogue, control] = [token, catalogue, control].map(|line| line.map(Hidden));
+            Ok(Self { token, webhook, catalogue, control })
         } else {
             Err(troubles)
         }
@@ -113,15 +119,28 @@ impl Secrets {
         self.catalogue.as_ref().map(|token| token.0.clone())
     }
 
+    /// What tor's control port wants to hear.
+    pub fn control(&self) -> Option<Password> {
+        self.control.as_ref().map(|password| Password(password.0.clone()))
+    }
+
     /// The keys whose files hold something else than in `old`.
     pub fn changed(&self, old: &Self) -> Vec<&'static str> {
         let changed = [
             (TOKEN, self.token != old.token),
             (WEBHOOK, self.webhook != old.webhook),
             (CATALOGUE, self.catalogue != old.catalogue),
+            (CONTROL, self.control != old.control),
         ];
         changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
     }
+}
+
+/// What tor's control port wants to hear, of the configuration alone. None: the cookie that tor names is read.
+pub fn control_password(config: &Config) -> Result<Option<Password>, String> {
+    let Some(path) = &config.tor.control_password_file else { return Ok(None) };
+    let password = read(path).map_err(|what| format!("`{CONTROL}`: \"{}\": {what}", path.display()))?;
+    Ok(Some(Password(password)))
 }
 
 /// A secret of one line; what is wrong never tells what the file holds.

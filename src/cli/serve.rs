@@ -16,6 +16,7 @@ use crate::exit::Exit;
 use crate::ledger::audit;
 use crate::ledger::sqlite::{self, OpenError};
 use crate::model::Outcome;
+use crate::scraper::control::Control;
 use crate::supervisor::{self, DrainPlan, Escalation};
 use crate::systemd::{Note, Notifier, opening, sockets};
 use crate::telemetry::{self, Event};
@@ -94,6 +95,7 @@ async fn serve(
     let mut signals = Signals::new()?;
     let hangups = Signals::listen(SignalKind::hangup())?;
     let (parts, ledger, inlets) = assemble::parts(config, secrets, opened, listener)?;
+    let control = inlets.control().cloned();
     let (drain_tx, draining) = watch::channel(None);
     let manager = manager::Manager::new(notifier, &ledger, &parts, draining);
     let (escalations_tx, mut escalations) = mpsc::unbounded_channel();
@@ -107,8 +109,14 @@ async fn serve(
 
     let name = tokio::select! {
         name = signals.next() => name,
-        escalation = escalations.recv() => return Ok(escalate(&ledger_path, escalation)),
-        _ = &mut joined => return Ok(escalate(&ledger_path, None)),
+        escalation = escalations.recv() => {
+            release(control.as_ref()).await;
+            return Ok(escalate(&ledger_path, escalation));
+        }
+        _ = &mut joined => {
+            release(control.as_ref()).await;
+            return Ok(escalate(&ledger_path, None));
+        }
     };
     let started = Instant::now();
     let drain = reloads.close();
@@ -123,22 +131,33 @@ async fn serve(
         let plan = DrainPlan::new(started, drain);
         root.call(|reply| supervisor::Msg::Drain { plan, reply }, None).await
     };
-    tokio::select! {
+    let exit = tokio::select! {
         drained = work => {
-            if !matches!(drained, Ok(CallResult::Success(()))) {
-                return Ok(escalate(&ledger_path, None)); // The root went down in the middle of it.
+            if matches!(drained, Ok(CallResult::Success(()))) {
+                release(control.as_ref()).await;
+                Event::DrainEnded { duration_ms: started.elapsed().as_millis() as u64 }.emit();
+                return Ok(Exit::Ok);
             }
-            Event::DrainEnded { duration_ms: started.elapsed().as_millis() as u64 }.emit();
-            Ok(Exit::Ok)
+            escalate(&ledger_path, None) // The root went down in the middle of it.
         }
         _ = signals.next() => {
             Event::DrainCut {}.emit();
             // The ledger may not have been told yet that this stop was asked for; the file beside it says so at once.
             mark_beside(&ledger_path);
-            Ok(Exit::Cut)
+            Exit::Cut
         }
         // A part that failed in the drain ends it; the next start goes on from the ledger.
-        escalation = escalations.recv() => Ok(escalate(&ledger_path, escalation)),
+        escalation = escalations.recv() => escalate(&ledger_path, escalation),
+    };
+    release(control.as_ref()).await;
+    Ok(exit)
+}
+
+/// Others who use this tor must not wait for a process that is gone.
+async fn release(control: Option<&Control>) {
+    let Some(control) = control else { return };
+    if let Err(reason) = control.release().await {
+        Event::ControlHeld { control: &control.address().to_string(), reason: &reason }.emit();
     }
 }
 
@@ -208,6 +227,8 @@ fn tell_start(config: &Config, path: &Path, address: SocketAddr, epoch: i64) {
     for what in assemble::direct_ways(config) {
         Event::DirectAnnounced { what: &what }.emit();
     }
+    let control = config.tor.control.map(|control| control.to_string());
+    Event::BindingAnnounced { binding: config.tor.binding.as_str(), control: control.as_deref() }.emit();
 }
 
 fn refuse(error: &OpenError) -> Exit {

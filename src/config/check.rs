@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::raw::{At, Node, SyntaxError, Value, merge, parse as parse_raw};
 use super::reader::{Refusal, Report, Section, USER, http_url, non_empty, text};
 use super::{
-    Batches, Catalogue, Config, DEFAULT, Fetch, HostRule, Language, Ledger, Log, LogFormat, LogLevel,
-    Problem, ProductUrl, Server, Shutdown, Tor, Webhooks, site,
+    Batches, Binding, Catalogue, Config, DEFAULT, Fetch, HostRule, Language, Ledger, Log, LogFormat,
+    LogLevel, Problem, ProductUrl, Server, Shutdown, Tor, Webhooks, site,
 };
 use crate::model::page::Via;
 use crate::recipe::{EAN, JsonPath, Limits};
@@ -282,6 +282,9 @@ fn tor(section: Section<'_>) -> Tor {
     let tor = Tor {
         socks: section.address("socks"),
         control: section.opt_address("control"),
+        control_password_file: section.opt_path("control_password_file"),
+        binding: section
+            .choice("binding", &[("credentials", Binding::Credentials), ("strict", Binding::Strict)]),
         circuits: count(&section, "circuits", 1..=512),
         uses_max: small(&section, "uses_max", 1..=1_000_000),
         age_max: section.duration("age_max", SECOND..=CIRCUIT_AGE_MAX),
@@ -289,6 +292,12 @@ fn tor(section: Section<'_>) -> Tor {
         probe_timeout: section.duration("probe_timeout", TIMEOUT),
         hedge_percent: small(&section, "hedge_percent", 0..=100),
     };
+    if tor.binding == Binding::Strict && tor.control.is_none() {
+        section.problem(
+            "binding",
+            "`tor.binding`: \"strict\" needs the control port: set `tor.control`".to_owned(),
+        );
+    }
     section.finish();
     tor
 }

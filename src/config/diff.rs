@@ -141,6 +141,8 @@ keys! {
     Tor {
         socks: start,
         control: start,
+        control_password_file: live,
+        binding: start,
         circuits: live,
         uses_max: live,
         age_max: live,
@@ -186,6 +188,9 @@ keys! {
         via: live,
         unverified: live,
         rate: live,
+        adaptive: live,
+        pause: live,
+        robots: live,
         concurrency: live,
         hedge: live,
         candidates_max: live,

@@ -1,9 +1,11 @@
 //! `[sites.NAME]` → [`Recipe`]: every selector, pattern and path is compiled here, so that a recipe that was read works.
 
+use std::time::Duration;
+
 use super::HostRule;
 use super::check::{MIB, VIA, bytes, header_value, small};
 use super::raw::{Entry, Node, Table, Value, merge};
-use super::reader::{Refusal, Report, Section, http_url, non_empty, text};
+use super::reader::{Refusal, Report, Section, USER, http_url, non_empty, text};
 use crate::model::page::Method;
 use crate::recipe::{
     Answer, Blocks, Body, Cleaning, EAN, Field, JsonPath, LinkSource, Marker, OnBlock, Pattern, Recipe, Rule,
@@ -53,8 +55,19 @@ pub(super) fn sites(report: &Report, every_site: Option<&Node>, sites: &Table) -
 }
 
 /// What every shop may share: its address and its search are its own, and `via` is never a default.
-const SHARED: [&str; 8] =
-    ["unverified", "rate", "concurrency", "hedge", "candidates_max", "blocks", "on_block", "fields"];
+const SHARED: [&str; 11] = [
+    "unverified",
+    "rate",
+    "adaptive",
+    "pause",
+    "robots",
+    "concurrency",
+    "hedge",
+    "candidates_max",
+    "blocks",
+    "on_block",
+    "fields",
+];
 
 /// `[every_site]` without the keys that do not belong there, which are reported once and not for each shop.
 fn known_only(report: &Report, node: &Node) -> Node {
@@ -118,6 +131,9 @@ fn site(section: Section<'_>, entry: &Entry, position: usize) -> Option<Recipe> 
         via,
         unverified: section.flag("unverified"),
         rate: section.rate("rate"),
+        adaptive: section.flag("adaptive"),
+        pause: section.duration("pause", Duration::ZERO..=Duration::from_secs(600)),
+        robots: section.flag("robots"),
         concurrency: small(&section, "concurrency", 1..=64) as usize,
         hedge: section.flag("hedge"),
         candidates_max: small(&section, "candidates_max", 1..=20) as usize,
@@ -260,7 +276,9 @@ fn answer(section: &Section<'_>, links: &[LinkSource]) -> Answer {
                 "css: wants HTML; say with `html_at` where in the JSON it is"
             }
         };
-        section.problem("links", format!("`{}`: {message}", section.name("links")));
+        // The links may be the shipped ones, under an answer that the user wrote.
+        let written = ["links", "html_at", "answer"].into_iter().find(|key| section.at(key).text == USER);
+        section.problem(written.unwrap_or("links"), format!("`{}`: {message}", section.name("links")));
     }
     answer
 }

@@ -102,6 +102,19 @@ url = "postgres://db/x"
 }
 
 #[test]
+fn the_strict_grade_needs_the_control_port() {
+    let message = problem(&format!("{URL}[tor]\nbinding = \"strict\"\n"));
+    assert!(
+        message.starts_with("c.toml:4:11: `tor.binding`: \"strict\" needs the control port"),
+        "{message}"
+    );
+    assert!(message.contains("`tor.control`"), "{message}");
+    let config = with("[tor]\nbinding = \"strict\"\ncontrol = \"127.0.0.1:9051\"\n").unwrap();
+    assert_eq!(config.tor.binding, Binding::Strict);
+    assert_eq!(with("").unwrap().tor.binding, Binding::Credentials);
+}
+
+#[test]
 fn syntax_errors_are_placed_and_do_not_hide_the_rest() {
     let found = parse("c.toml", "[server]\nlisten = 127.0.0.1:80\nbody_timeout = 3\n[tor\n").unwrap_err();
     assert!(found.iter().any(|p| p.line == 2), "{found:#?}");
@@ -282,6 +295,34 @@ fn one_key_of_what_every_shop_shares_can_be_replaced() {
     let config = with("[every_site]\nblocks.status = [418]\nfields.titre = \"css:h6\"\n").unwrap();
     let blocks = &config.sites["pharmagdd"].blocks;
     assert_eq!((blocks.status.as_slice(), blocks.markers.len()), (&[418][..], 0));
+}
+
+#[test]
+fn links_that_no_longer_fit_the_answer_are_placed_where_the_user_wrote() {
+    let found = with("[sites.cocooncenter.search]\nanswer = \"json\"\nhtml_at = 3\n").unwrap_err();
+    let links = found.iter().find(|line| line.contains("search.links`: css: wants HTML")).unwrap();
+    assert!(links.starts_with("c.toml:5:11: "), "{found:#?}");
+}
+
+#[test]
+fn what_a_shop_is_spared_is_shared_by_all_and_said_for_each() {
+    let spared = |name: &str, text: &str| {
+        let config = with(text).unwrap();
+        let recipe = &config.sites[name];
+        (recipe.pause, recipe.adaptive, recipe.robots)
+    };
+    assert_eq!(spared("drakkars", ""), (Duration::from_millis(500), true, true));
+    let every = "[every_site]\npause = \"0s\"\nadaptive = false\n[sites.drakkars]\nrobots = false\n";
+    assert_eq!(spared("drakkars", every), (Duration::ZERO, false, false));
+    assert_eq!(spared("pharmagdd", every), (Duration::ZERO, false, true));
+    for (text, part) in [
+        ("pause = 3", "`sites.drakkars.pause`: expected a duration such as"),
+        ("pause = \"1h\"", "\"1h\" is out of range: 0ms to 10m"),
+        ("robots = \"yes\"", "`sites.drakkars.robots`: expected true or false"),
+    ] {
+        let found = with(&format!("[sites.drakkars]\n{text}\n")).unwrap_err();
+        assert!(found[0].contains(part), "{found:#?}");
+    }
 }
 
 #[test]

@@ -15,6 +15,7 @@ use super::deadlines::Deadlines;
 use super::fetch::FetchLimits;
 use super::pace::Pace;
 use super::queue::{Label, ShopLimits};
+use super::robots::RobotsCache;
 use super::stopwatch::Stopwatch;
 use super::suspension::Went;
 use super::tor::TorGate;
@@ -48,6 +49,8 @@ pub struct Gear {
     pub visit_deadline: Duration,
     /// Of the visits in flight; the watchdog reads it.
     pub deadlines: Deadlines,
+    /// What each shop's robots.txt says.
+    pub robots: RobotsCache,
     pub extract: Limits,
     /// As many pages are parsed at once as there are cores.
     pub cores: Arc<Semaphore>,

@@ -6,7 +6,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Tor has at most 32 in the making for all its clients (`MaxClientCircuitsPending`) and lets the rest wait where nobody
 /// sees it; a start with hundreds of circuits would time out there. Half of them leaves room for others and for tor's own.
-const BUILDS_MAX: usize = 16;
+pub(super) const BUILDS_MAX: usize = 16;
 
 /// Turns at having a circuit built, for all circuits of this process. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -29,6 +29,16 @@ impl Builds {
     pub async fn turn(&self) -> Building {
         // It is never closed; if it were, nobody would have to wait.
         Building { _turn: Arc::clone(&self.0).acquire_owned().await.ok() }
+    }
+
+    /// All of them, so that nobody else has one.
+    #[cfg(test)]
+    pub async fn all_turns(&self) -> Vec<Building> {
+        let mut turns = Vec::new();
+        for _ in 0..BUILDS_MAX {
+            turns.push(self.turn().await);
+        }
+        turns
     }
 }
 

@@ -18,6 +18,7 @@
 
 pub mod reason;
 pub(super) mod socks;
+mod way;
 mod wire;
 
 pub use reason::StreamReason;
@@ -28,7 +29,8 @@ use crate::model::SiteName;
 use crate::model::page::Via;
 use crate::model::way::Way;
 use crate::scraper::blocks::BlockMemory;
-use crate::scraper::builds::{Building, Builds};
+use crate::scraper::builds::Builds;
+use crate::scraper::control::Control;
 use crate::scraper::fetch::FetchError;
 use crate::scraper::latency::{Latencies, Recent};
 use crate::scraper::relay::ExitRelay;
@@ -37,7 +39,7 @@ use crate::scraper::tls::Tls;
 use crate::scraper::tor::TorGate;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use socks::{Credentials, Dialled};
+use socks::Credentials;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -70,6 +72,13 @@ impl fmt::Display for CircuitId {
     }
 }
 
+/// What a visit went through.
+#[derive(Clone, Debug)]
+pub struct By {
+    pub circuit: CircuitId,
+    pub exit: Arc<ExitRelay>,
+}
+
 /// What all circuits of the process have in common. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -78,6 +87,8 @@ pub struct Settings {
     pub tls: Tls,
     pub roster: Roster,
     pub blocks: BlockMemory,
+    /// Where there is a control port.
+    pub control: Option<Control>,
     pub latencies: Latencies,
     pub builds: Builds,
 }
@@ -86,7 +97,15 @@ impl Settings {
     /// With nothing known of any circuit yet.
     pub fn new(tor: TorGate, tls: Tls) -> Self {
         let (roster, blocks) = (Roster::default(), BlockMemory::default());
-        Self { tor, tls, roster, blocks, latencies: Latencies::default(), builds: Builds::default() }
+        Self {
+            tor,
+            tls,
+            roster,
+            blocks,
+            control: None,
+            latencies: Latencies::default(),
+            builds: Builds::default(),
+        }
     }
 }
 
@@ -140,17 +159,18 @@ pub struct Circuit {
     /// In a row.
     failures: u32,
     recent: Recent,
-    /// When the exchange under way began.
+    /// When the exchange under way began, through Tor.
     pub(super) asked: Option<Instant>,
-    /// From the wait for a turn until the first connection stands.
-    building: Option<Building>,
-    built: bool,
+    /// A connection through it has stood.
+    pub(super) built: bool,
     /// Bytes of this generation.
     flow: Arc<Flow>,
     /// Where a control port tells it.
     exit: Option<Arc<ExitRelay>>,
     /// The shop that is visited now.
     serves: Option<SiteName>,
+    /// What the visit of now last went through; outlives the generation that a block ends.
+    visited_by: Option<By>,
     pub(super) retry_after: Option<Duration>,
 }
 
@@ -162,6 +182,7 @@ impl Circuit {
             flow: settings.roster.begin(id),
             exit: None,
             serves: None,
+            visited_by: None,
             epoch,
             credentials: Credentials::new(worker, epoch, generation),
             tls: settings.tls.for_one_circuit(),
@@ -172,7 +193,6 @@ impl Circuit {
             failures: 0,
             recent: Recent::default(),
             asked: None,
-            building: None,
             built: false,
             retry_after: None,
         }
@@ -189,35 +209,44 @@ impl Circuit {
 
     /// Begins the next generation; credentials, connections and TLS sessions of the last end here.
     pub fn rotate(&mut self) -> CircuitId {
-        let (settings, serves) = (self.settings.clone(), self.serves.take());
+        let (settings, serves, visited_by) =
+            (self.settings.clone(), self.serves.take(), self.visited_by.take());
         *self = Self::new(self.id.worker, self.epoch, self.id.generation + 1, settings);
         self.serve(serves);
+        self.visited_by = visited_by;
         self.id
     }
 
     /// The shop that is visited from now on, if any: what an exit that blocked it is kept away from.
     pub fn serve(&mut self, site: Option<SiteName>) {
         self.settings.roster.note(self.id, |row| row.visiting.clone_from(&site));
+        self.visited_by = self.by().filter(|_| site.is_some());
         self.serves = site;
-        // A visit that was broken off no longer builds.
-        self.building = None;
     }
 
-    /// Waits until this generation may ask Tor for a circuit, if it has none yet.
-    pub async fn wait_to_build(&mut self) {
-        if !self.built && self.building.is_none() {
-            self.building = Some(self.settings.builds.turn().await);
-        }
-    }
-
-    /// A connection through it stands.
-    pub(super) fn note_built(&mut self) {
-        (self.building, self.built) = (None, true);
+    /// Turns at having Tor build a circuit.
+    pub(super) fn builds(&self) -> Builds {
+        self.settings.builds.clone()
     }
 
     /// Its exit, where a control port tells it.
     pub fn exit(&self) -> Option<&Arc<ExitRelay>> {
         self.exit.as_ref()
+    }
+
+    /// The generation and the exit that the visit of now last went through, where a control port tells it.
+    pub fn visited_by(&self) -> Option<&By> {
+        self.visited_by.as_ref()
+    }
+
+    fn by(&self) -> Option<By> {
+        self.exit.clone().map(|exit| By { circuit: self.id, exit })
+    }
+
+    fn exit_is(&mut self, exit: Option<Arc<ExitRelay>>) {
+        self.settings.roster.note(self.id, |row| row.exit.clone_from(&exit));
+        self.exit = exit;
+        self.visited_by = self.by();
     }
 
     /// How what goes by `via` reaches its shop, as far as is known.
@@ -332,7 +361,7 @@ impl Circuit {
 
     /// A new connection to `origin`, ready for a request. `sight` watches its bytes from the first of the shop's.
     pub(super) async fn dial(
-        &self,
+        &mut self,
         origin: &Origin,
         within: Duration,
         sight: &mut Sight,
@@ -342,7 +371,7 @@ impl Circuit {
         dialled.unwrap_or_else(|_| Err(FetchError::ConnectTimeout { limit: within, seen: sight.seen() }))
     }
 
-    async fn dial_unlimited(&self, origin: &Origin, sight: &mut Sight) -> Result<Connection, FetchError> {
+    async fn dial_unlimited(&mut self, origin: &Origin, sight: &mut Sight) -> Result<Connection, FetchError> {
         let tcp = self.reach(origin).await?;
         let raw = Traffic::new();
         sight.watch(&raw);
@@ -366,14 +395,10 @@ impl Circuit {
     }
 
     /// A stream to the shop itself, on which the next byte is the shop's.
-    async fn reach(&self, origin: &Origin) -> Result<TcpStream, FetchError> {
+    async fn reach(&mut self, origin: &Origin) -> Result<TcpStream, FetchError> {
         let (host, port) = (origin.host.as_str(), origin.port);
         match origin.via {
-            Via::Tor => match socks::dial(self.settings.tor.socks(), host, port, &self.credentials).await {
-                Dialled::Connected(tcp) => Ok(tcp),
-                Dialled::Refused(reply) => Err(FetchError::Unreached { reply, reason: None }),
-                Dialled::Away(away) => Err(FetchError::Tor(away)),
-            },
+            Via::Tor => self.reach_through_tor(host, port).await,
             Via::Direct => {
                 let reached = TcpStream::connect((host, port)).await;
                 let tcp = reached.map_err(|source| FetchError::Connect { source, seen: false })?;
@@ -388,6 +413,9 @@ impl Drop for Circuit {
     fn drop(&mut self) {
         self.settings.roster.end(self.id);
         self.settings.latencies.forget(self.id);
+        if let Some(control) = &self.settings.control {
+            control.retire(&self.credentials.owner());
+        }
     }
 }
 

@@ -9,6 +9,8 @@
 //! * F3 A body is capped while it is read, and again while it is decoded.
 //! * F4 A request is repeated by itself only where a kept connection ended before any byte of the answer, and then
 //!   once, if it is a GET or if nothing of it was sent.
+//! * F5 Every request that leaves, also to follow a redirect or to repeat one, had its turn by its [`Errand`]; the time
+//!   that it waited for it is added to the deadline.
 //!
 //! Deliberately absent: cookies, caching, proxies of the environment.
 //!
@@ -22,8 +24,9 @@ pub use error::{FetchError, Verdict};
 pub use redirect::Redirects;
 
 use crate::model::page::{Method, Page, Request, Via};
-use crate::scraper::circuit::{Circuit, Origin, Sight};
+use crate::scraper::circuit::{Circuit, Connection, Origin, Sight};
 use crate::scraper::decode::ACCEPT_ENCODING;
+use crate::scraper::errand::Errand;
 use bytes::Bytes;
 use exchange::Answer;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -54,6 +57,37 @@ impl Circuit {
     /// Fetches `request` and what it redirects to, within `hosts` (`host` for the scheme's own port, or `host:port`).
     ///
     /// Dropping the future ends the exchange and its connection. The visit's start must have been committed before.
+    pub async fn fetch_in_turn(
+        &mut self,
+        request: &Request,
+        limits: &FetchLimits,
+        redirects: Redirects<'_>,
+        errand: &mut Errand<'_>,
+    ) -> Result<Page, FetchError> {
+        self.retry_after = None;
+        if errand.deadline() <= Instant::now() {
+            return Err(FetchError::Deadline { seen: false });
+        }
+        self.note_use(errand.via);
+        let mut sight = Sight::default();
+        let mut current = request.clone();
+        for _ in 0..=limits.redirects_max {
+            match self.hop(&current, limits, errand, &mut sight).await? {
+                Answer::Page(page) => {
+                    if let (Via::Tor, Some(took)) = (errand.via, errand.latency()) {
+                        self.note_latency(took);
+                    }
+                    return Ok(page);
+                }
+                Answer::Redirect { status, location } => {
+                    current = redirect::next(current, status, &location, &redirects)?;
+                }
+            }
+        }
+        Err(FetchError::TooManyRedirects { limit: limits.redirects_max })
+    }
+
+    /// As [`Self::fetch_in_turn`], of a server that may be asked at any time: one of a test or a benchmark.
     pub async fn fetch(
         &mut self,
         request: &Request,
@@ -62,82 +96,87 @@ impl Circuit {
         hosts: &[String],
         deadline: Instant,
     ) -> Result<Page, FetchError> {
-        self.fetch_within(request, via, limits, Redirects { hosts, blocks: None }, deadline).await
-    }
-
-    /// [`Self::fetch`], of a shop whose recipe says which redirects are its way to say no.
-    pub async fn fetch_within(
-        &mut self,
-        request: &Request,
-        via: Via,
-        limits: &FetchLimits,
-        redirects: Redirects<'_>,
-        deadline: Instant,
-    ) -> Result<Page, FetchError> {
-        self.retry_after = None;
-        let mut sight = Sight::default();
-        if deadline <= Instant::now() {
-            return Err(FetchError::Deadline { seen: false });
-        }
-        self.note_use(via);
-        let began = Instant::now();
-        self.asked = (via == Via::Tor).then_some(began);
-        let fetched = timeout_at(deadline, self.follow(request, via, limits, &redirects, &mut sight)).await;
-        let fetched = fetched.unwrap_or_else(|_| Err(FetchError::Deadline { seen: sight.seen() }));
-        if self.asked.take().is_some() && fetched.is_ok() {
-            self.note_latency(began.elapsed());
-        }
-        fetched
-    }
-
-    /// Goes from redirect to redirect.
-    async fn follow(
-        &mut self,
-        request: &Request,
-        via: Via,
-        limits: &FetchLimits,
-        redirects: &Redirects<'_>,
-        sight: &mut Sight,
-    ) -> Result<Page, FetchError> {
-        let mut current = request.clone();
-        for _ in 0..=limits.redirects_max {
-            match self.hop(&current, via, limits, sight).await? {
-                Answer::Page(page) => return Ok(page),
-                Answer::Redirect { status, location } => {
-                    current = redirect::next(current, status, &location, redirects)?;
-                }
-            }
-        }
-        Err(FetchError::TooManyRedirects { limit: limits.redirects_max })
+        let redirects = Redirects { hosts, blocks: None };
+        self.fetch_in_turn(request, limits, redirects, &mut Errand::unpaced(via, deadline)).await
     }
 
     /// One exchange, on the kept connection if there is one.
     async fn hop(
         &mut self,
         request: &Request,
-        via: Via,
         limits: &FetchLimits,
+        errand: &mut Errand<'_>,
         sight: &mut Sight,
     ) -> Result<Answer, FetchError> {
-        let origin = Origin::of(&request.url, via)?;
+        let origin = Origin::of(&request.url, errand.via)?;
         let message = message(request, &limits.user_agent)?;
-        if let Some(connection) = self.take_kept(&origin).await {
+        let exchange = Exchange { origin: &origin, url: &request.url, limits };
+        errand.turn().await;
+        let kept = timeout_at(errand.deadline(), self.take_kept(&origin)).await;
+        if let Some(connection) = kept.map_err(|_| FetchError::Deadline { seen: sight.seen() })? {
             sight.watch(&connection.raw);
             let (result, nothing_sent) =
-                exchange::run(self, &origin, connection, message.clone(), &request.url, limits).await;
+                self.exchange(exchange, connection, message.clone(), errand, sight).await;
             let repeatable = request.method == Method::Get || nothing_sent;
             match result {
                 Err(FetchError::HungUp { .. }) if repeatable => {}
                 done => return done,
             }
+            errand.turn().await;
         }
-        let connection = self.dial(&origin, limits.connect, sight).await?;
-        if via == Via::Tor {
-            self.note_built();
-        }
+        let connection = self.dial_in_turn(&origin, limits.connect, errand, sight).await?;
         // Not watched anew: what came while TLS was agreed on is the shop's as well, and a moment old.
-        exchange::run(self, &origin, connection, message, &request.url, limits).await.0
+        self.exchange(exchange, connection, message, errand, sight).await.0
     }
+
+    /// The first dial of a generation has Tor build a circuit, which is not asked for too many at once; waiting for a turn
+    /// counts against nothing.
+    async fn dial_in_turn(
+        &mut self,
+        origin: &Origin,
+        within: Duration,
+        errand: &mut Errand<'_>,
+        sight: &mut Sight,
+    ) -> Result<Connection, FetchError> {
+        let builds = errand.via == Via::Tor && !self.built;
+        let _building = if builds { Some(errand.wait(self.builds().turn()).await) } else { None };
+        let dialled = timeout_at(errand.deadline(), self.dial(origin, within, sight)).await;
+        let connection = dialled.unwrap_or_else(|_| Err(FetchError::Deadline { seen: sight.seen() }))?;
+        self.built |= builds;
+        Ok(connection)
+    }
+
+    /// Sends `message` when it may leave, and reads its answer. The second value is that of [`exchange::run`].
+    async fn exchange(
+        &mut self,
+        Exchange { origin, url, limits }: Exchange<'_>,
+        connection: Connection,
+        message: http::Request<Full<Bytes>>,
+        errand: &mut Errand<'_>,
+        sight: &Sight,
+    ) -> (Result<Answer, FetchError>, bool) {
+        errand.leave().await;
+        let asked = Instant::now();
+        self.asked = (errand.via == Via::Tor).then_some(asked);
+        let run = exchange::run(self, origin, connection, message, url, limits);
+        let done = timeout_at(errand.deadline(), run).await;
+        self.asked = None;
+        let Ok((result, nothing_sent)) = done else {
+            return (Err(FetchError::Deadline { seen: sight.seen() }), false);
+        };
+        if result.is_ok() {
+            errand.answered(asked.elapsed());
+        }
+        (result, nothing_sent)
+    }
+}
+
+/// What an exchange needs besides its connection.
+#[derive(Clone, Copy)]
+struct Exchange<'a> {
+    origin: &'a Origin,
+    url: &'a Url,
+    limits: &'a FetchLimits,
 }
 
 /// The message of `request` in origin form, with headers in the order a browser has them.

@@ -55,9 +55,10 @@ impl Hedging {
         self.median
     }
 
-    /// How long a visit takes that is slow; `None` where nobody can tell, or no twin is left in the budget.
-    pub fn slow_after(&self) -> Option<Duration> {
-        let median = self.median.filter(|_| TWIN <= self.saved)?;
+    /// How long a visit takes that is slow; `None` where nobody can tell, or no twin is left in the budget, which is now
+    /// `percent` of the visits.
+    pub fn slow_after(&self, percent: u32) -> Option<Duration> {
+        let median = self.median.filter(|_| 0 < percent && TWIN <= self.saved)?;
         Some(median.saturating_mul(SLOW))
     }
 
@@ -85,11 +86,11 @@ mod tests {
 
     #[test]
     fn slow_is_twice_the_median_of_what_was_answered_of_late() {
-        assert_eq!(after([1; SAMPLES_MIN - 1]).slow_after(), None, "too few to tell");
-        assert_eq!(after([1; SAMPLES_MIN]).slow_after(), Some(seconds(2)));
-        assert_eq!(after([1, 1, 1, 1, 1, 1, 60, 60, 60]).slow_after(), Some(seconds(2)), "a few odd ones");
+        assert_eq!(after([1; SAMPLES_MIN - 1]).slow_after(5), None, "too few to tell");
+        assert_eq!(after([1; SAMPLES_MIN]).slow_after(5), Some(seconds(2)));
+        assert_eq!(after([1, 1, 1, 1, 1, 1, 60, 60, 60]).slow_after(5), Some(seconds(2)), "a few odd ones");
         let slower = [1; WINDOW].into_iter().chain([5; WINDOW / 2 + 1]);
-        assert_eq!(after(slower).slow_after(), Some(seconds(10)), "it follows the shop");
+        assert_eq!(after(slower).slow_after(5), Some(seconds(10)), "it follows the shop");
     }
 
     #[test]
@@ -106,7 +107,7 @@ mod tests {
         let mut twins = 0;
         for visit in 1..=visits {
             shop.started(percent);
-            while shop.slow_after().is_some() {
+            while shop.slow_after(percent).is_some() {
                 shop.spend();
                 twins += 1;
             }
@@ -124,11 +125,17 @@ mod tests {
     }
 
     #[test]
+    fn what_was_saved_up_is_worth_nothing_once_hedging_is_switched_off() {
+        let shop = after([1; SAMPLES_MIN]);
+        assert_eq!((shop.slow_after(1), shop.slow_after(0)), (Some(seconds(2)), None));
+    }
+
+    #[test]
     fn what_a_quiet_time_saves_up_is_bounded() {
         let mut shop = after([1; SAMPLES_MIN]);
         (0..1_000).for_each(|_| shop.started(50));
         let mut twins = 0;
-        while shop.slow_after().is_some() {
+        while shop.slow_after(50).is_some() {
             shop.spend();
             twins += 1;
         }

@@ -129,6 +129,8 @@ struct State {
     /// The moment of the earliest `Look` that is already on its way.
     next_look: Option<Instant>,
     tor_watcher: Watcher,
+    /// Where there is a control port.
+    _control_watcher: Option<Watcher>,
     /// Watch what changes outside; end with this incarnation.
     _watchers: [Watcher; 3],
 }
@@ -193,6 +195,11 @@ impl Actor for PoolActor {
             drained: None,
             next_look: None,
             tor_watcher: watch_tor(&gear),
+            _control_watcher: gear
+                .tor
+                .control()
+                .cloned()
+                .map(|control| Watcher(tokio::spawn(control.keep_watching(gear.tor.clone())))),
             _watchers: watchers,
             gear,
             gears,

@@ -32,6 +32,8 @@ pub struct Label {
 pub struct ShopLimits {
     /// Between two requests.
     pub interval: Duration,
+    /// Whether the interval is stretched while the shop is slow.
+    pub adaptive: bool,
     /// Visits at once, over all circuits.
     pub concurrency: u32,
     pub via: Via,
@@ -97,6 +99,7 @@ impl<V> Queue<V> {
     /// Makes a shop known; its pace is shared with the requests inside visits.
     pub fn open_shop(&mut self, site: SiteName, limits: ShopLimits, now: Instant) {
         let pace = Pace::new(limits.interval, now);
+        pace.configure(limits.interval, limits.adaptive, now);
         self.turn.push_back(site.clone());
         let (line, waiting, suspension) = (VecDeque::new(), HashMap::new(), Suspension::default());
         let shop = Shop { limits, pace, closed: false, suspension, in_flight: 0, line, waiting };
@@ -291,7 +294,13 @@ mod tests {
     }
 
     fn free() -> ShopLimits {
-        ShopLimits { interval: Duration::ZERO, concurrency: 100, via: Via::Tor, on_block: OnBlock::End }
+        ShopLimits {
+            interval: Duration::ZERO,
+            adaptive: false,
+            concurrency: 100,
+            via: Via::Tor,
+            on_block: OnBlock::End,
+        }
     }
 
     fn label(site: &str, batch: i64, index: u32) -> Label {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::circuit::By;
 use super::race::{Race, Ruling, Side};
 use super::visit::VisitFacts;
 use crate::batch::machine::VisitEnd;
@@ -51,6 +52,9 @@ struct State {
     started: Option<Started>,
     slow: Option<Slow>,
     twin_circuit: Option<String>,
+    /// What each side went through, where a control port tells it.
+    first_by: Option<By>,
+    twin_by: Option<By>,
 }
 
 struct Started {
@@ -91,6 +95,8 @@ impl Ticket {
             started: None,
             slow: None,
             twin_circuit: None,
+            first_by: None,
+            twin_by: None,
         };
         let coordinator = Arc::downgrade(coordinator);
         let desk = Desk { coordinator, state: Mutex::new(state), overtaken: Notify::new() };
@@ -145,6 +151,15 @@ impl Ticket {
         self.desk.state().dialled_at.get_or_insert(now);
     }
 
+    /// What this side went through, to be told if the visit's end is its own.
+    pub(super) fn went_by(&self, by: Option<&By>) {
+        let mut state = self.desk.state();
+        match self.side {
+            Side::First => state.first_by = by.cloned(),
+            Side::Twin => state.twin_by = by.cloned(),
+        }
+    }
+
     /// Returns when the other one has the answer, if that comes to be while this one is at work.
     pub fn overtaken(&self) -> impl Future<Output = ()> + use<> {
         let desk = Arc::clone(&self.desk);
@@ -195,7 +210,11 @@ impl State {
         let hedged = self.twin_circuit.take();
         let won_by = hedged.as_ref().map(|_| by.name());
         let circuit = hedged.filter(|_| by == Side::Twin).unwrap_or(started.circuit);
-        started.facts.tell_ended(&circuit, end, started.at.elapsed(), won_by);
+        let went_by = match by {
+            Side::First => &self.first_by,
+            Side::Twin => &self.twin_by,
+        };
+        started.facts.tell_ended(&circuit, went_by.as_ref(), end, started.at.elapsed(), won_by);
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::control::Control;
 use super::fetch::FetchError;
 use super::probe::{self, TorAway};
 use crate::supervisor::policy::{Backoff, Roll};
@@ -51,13 +52,24 @@ pub struct TorGate {
     born: Instant,
     /// Microseconds after `born` at which a byte last came through a circuit.
     last_proof_us: Arc<AtomicU64>,
+    /// What has a say in the strict grade.
+    control: Option<Control>,
 }
 
 impl TorGate {
     pub fn new(socks: SocketAddr) -> Self {
         let state = watch::channel(TorState::Unknown).0;
         let socks = socks.to_string().into();
-        Self { state, socks, born: Instant::now(), last_proof_us: Arc::default() }
+        Self { state, socks, born: Instant::now(), last_proof_us: Arc::default(), control: None }
+    }
+
+    /// Where there is a control port; in the strict grade nothing goes out without it.
+    pub fn controlled_by(self, control: Option<Control>) -> Self {
+        Self { control, ..self }
+    }
+
+    pub fn control(&self) -> Option<&Control> {
+        self.control.as_ref()
     }
 
     /// `host:port` of the SOCKS port.
@@ -145,6 +157,7 @@ impl TorGate {
 
     /// Looks at the port for ever.
     pub async fn keep_looking(self, timeout: Duration) {
+        let mut controls = self.control.as_ref().filter(|control| control.is_strict()).map(Control::watch);
         let mut asked_in_vain = 0;
         loop {
             let prove_with = match &*self.state.borrow() {
@@ -157,12 +170,19 @@ impl TorGate {
                 None => probe::probe_port(&self.socks, timeout).await,
             };
             match look {
-                Ok(()) => self.find(),
+                Ok(()) => match self.control.as_ref().map_or(Ok(true), Control::lets_dial) {
+                    Ok(true) => self.find(),
+                    Ok(false) => {} // It is being asked.
+                    Err(away) => self.lose(&away, None),
+                },
                 Err(away) => self.lose(&away, None),
             }
             let pause = if self.is_there() { LOOK_EVERY } else { pause_when_away(asked_in_vain) };
             asked_in_vain = if asks && !self.is_there() { asked_in_vain.saturating_add(1) } else { 0 };
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = Control::changed(controls.as_mut()) => {}
+            }
         }
     }
 }

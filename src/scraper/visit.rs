@@ -1,5 +1,7 @@
 //! What a visit does: search, candidates, page, extraction, check of the GTIN; or the question to the catalogue.
 
+mod manners;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,9 +10,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use url::Url;
 
+use self::manners::Asked;
 use super::actor::{CatalogueGear, Gear, Shop};
-use super::circuit::Circuit;
+use super::circuit::{By, Circuit};
 use super::deadlines::Watched;
+use super::errand::Errand;
 use super::fetch::{FetchError, Redirects, Verdict};
 use super::pace::Pace;
 use super::suspension::Went;
@@ -26,6 +30,7 @@ use crate::model::way::Way;
 use crate::model::{Gtin, ProductKey, Reason, SiteName};
 use crate::recipe::extract::{self, Match};
 use crate::recipe::{Block, Expected, Found, RecipeError, search};
+use crate::supervisor::policy::Roll;
 use crate::telemetry::Event;
 
 /// A scraper's tools, for one visit.
@@ -49,17 +54,7 @@ enum Stop {
     PutBack,
 }
 
-/// What one question needs: its way out, its pace, and the time it has left.
-struct Errand {
-    via: Via,
-    pace: Pace,
-    /// Runs from the first dial; waiting for a pace does not count.
-    deadline: Instant,
-    /// The queue took the first slot of the pace when it started the visit.
-    first: bool,
-}
-
-impl Call<'_> {
+impl<'a> Call<'a> {
     /// Does the visit and answers its ticket; how it went.
     pub async fn run(&mut self, mut visit: Visit) -> Went {
         let mark = Mark::of(&visit, self.gear);
@@ -76,9 +71,13 @@ impl Call<'_> {
             visit.ticket.answer(end);
             return Went::Nowhere;
         }
-        let begun = visit.ticket.begin(VisitFacts::of(&visit), self.circuit.id().to_string());
-        let Some(started) = begun else { return Went::Nowhere };
         self.circuit.serve(Some(visit.site.clone()));
+        self.circuit.avoid_blocked_exit();
+        let begun = visit.ticket.begin(VisitFacts::of(&visit), self.circuit.id().to_string());
+        let Some(started) = begun else {
+            self.circuit.serve(None);
+            return Went::Nowhere;
+        };
         let overtaken = visit.ticket.overtaken();
         let end = tokio::select! {
             biased;
@@ -88,6 +87,7 @@ impl Call<'_> {
         if end.is_none() {
             self.circuit.note_overtaken();
         }
+        visit.ticket.went_by(self.circuit.visited_by());
         self.circuit.serve(None);
         // Its twin has the answer, or the one whose twin it is: the exchange is dropped, and nothing is charged.
         let Some(end) = end else { return Went::Nowhere };
@@ -169,7 +169,7 @@ impl Call<'_> {
         if let Some(token) = &gear.token {
             request.headers.push(("Authorization".into(), format!("Bearer {token}")));
         }
-        let mut errand = self.errand(catalogue.via, started + catalogue.timeout);
+        let mut errand = self.errand(CATALOGUE, catalogue.via, started + catalogue.timeout);
         let own = [authority(&request.url)];
         let redirects = Redirects { hosts: &own, blocks: None };
         let page = self.fetch(&request, &mut errand, ticket, redirects).await?;
@@ -193,9 +193,11 @@ impl Call<'_> {
         started: Instant,
     ) -> Result<VisitEnd, Stop> {
         let recipe = &shop.recipe;
-        let mut errand = self.errand(recipe.search.via, started + self.gear.visit_deadline);
+        let mut errand = self.errand(&recipe.name, recipe.search.via, started + self.gear.visit_deadline);
         let redirects = Redirects { hosts: &shop.hosts, blocks: Some(&recipe.blocks) };
-        let answer = self.fetch(&recipe.search_request(gtin), &mut errand, ticket, redirects).await?;
+        let search = recipe.search_request(gtin);
+        self.heed_robots(shop, Asked::Search(&search.url), &mut errand, ticket).await?;
+        let answer = self.fetch(&search, &mut errand, ticket, redirects).await?;
         self.refuse_blocked(recipe.search.via, recipe.blocks.of_page(&answer, recipe.expected_of_search()))?;
         self.require_success(&answer)?;
         let limits = self.gear.extract;
@@ -205,6 +207,8 @@ impl Call<'_> {
         errand.via = recipe.via;
         let mut mismatch = None;
         for url in candidates {
+            self.heed_robots(shop, Asked::Page(&url), &mut errand, ticket).await?;
+            errand.pause(recipe.pause, Roll::by_chance()).await;
             let page = self.fetch(&recipe.page_request(&url), &mut errand, ticket, redirects).await?;
             self.refuse_blocked(recipe.via, recipe.blocks.of_page(&page, Expected::Page))?;
             if matches!(page.status, 404 | 410) {
@@ -235,46 +239,28 @@ impl Call<'_> {
         Ok(mismatch.map_or(VisitEnd::NotFound, |detail| VisitEnd::Mismatch { detail }))
     }
 
-    fn errand(&self, via: Via, deadline: Instant) -> Errand {
+    fn errand(&self, site: &str, via: Via, deadline: Instant) -> Errand<'a> {
         let pace = self.pace.clone();
         let pace = pace.unwrap_or_else(|| Pace::new(Duration::ZERO, Instant::now()));
-        self.watched.is_due(deadline);
-        Errand { via, pace, deadline, first: true }
+        Errand::of_visit(site, via, pace, deadline, self.watched)
     }
 
     /// One request in its turn, with what its failure means.
     async fn fetch(
         &mut self,
         request: &Request,
-        errand: &mut Errand,
+        errand: &mut Errand<'_>,
         ticket: &mut Ticket,
         redirects: Redirects<'_>,
     ) -> Result<Page, Stop> {
-        if !std::mem::take(&mut errand.first) {
-            let waited = Instant::now();
-            self.watched.waits();
-            errand.pace.turn(errand.pace.take(waited)).await;
-            errand.deadline += waited.elapsed();
-            self.watched.is_due(errand.deadline);
-        }
-        self.wait_to_build(errand).await;
         ticket.dialled(Instant::now());
-        let limits = &self.gear.fetch;
-        match self.circuit.fetch_within(request, errand.via, limits, redirects, errand.deadline).await {
-            Ok(page) => Ok(page),
+        match self.circuit.fetch_in_turn(request, &self.gear.fetch, redirects, errand).await {
+            Ok(page) => {
+                self.heed_answer(page.status, errand);
+                Ok(page)
+            }
             Err(FetchError::Blocked { block }) => Err(self.refused(&block, errand.via)),
             Err(error) => Err(self.stop_for(&error, request, errand.via).await),
-        }
-    }
-
-    /// Waiting for a turn at Tor counts against nothing.
-    async fn wait_to_build(&mut self, errand: &mut Errand) {
-        if errand.via == Via::Tor {
-            let waited = Instant::now();
-            self.watched.waits();
-            self.circuit.wait_to_build().await;
-            errand.deadline += waited.elapsed();
-            self.watched.is_due(errand.deadline);
         }
     }
 
@@ -289,7 +275,7 @@ impl Call<'_> {
             self.gear.tor.lose(away, None);
             return Stop::PutBack;
         }
-        if via == Via::Tor {
+        if via == Via::Tor && !matches!(error, FetchError::NoOtherExit { .. }) {
             let host = request.url.host_str().unwrap_or_default();
             let was_there = self.gear.tor.was_there(error, host, self.gear.probe_timeout).await;
             if let Err((away, prove_with)) = was_there {
@@ -530,8 +516,16 @@ impl VisitFacts {
             .emit();
     }
 
-    /// `won_by`: whose end it is, if it was hedged.
-    pub(super) fn tell_ended(&self, circuit: &str, end: &VisitEnd, took: Duration, won_by: Option<&str>) {
+    /// `by`: what it really went through, where that is known; a blocked exit may have been left before. `won_by`: whose
+    /// end it is, if it was hedged.
+    pub(super) fn tell_ended(
+        &self,
+        circuit: &str,
+        by: Option<&By>,
+        end: &VisitEnd,
+        took: Duration,
+        won_by: Option<&str>,
+    ) {
         let Self { batch_id, index, ean, site, attempt } = self;
         let (outcome, detail) = match end {
             VisitEnd::Found(_) => ("found", ""),
@@ -547,12 +541,18 @@ impl VisitFacts {
         };
         let duration_ms = took.as_millis() as u64;
         let (index, attempt) = (*index, *attempt);
+        let by_name = by.map(|by| by.circuit.to_string());
+        let circuit = by_name.as_deref().unwrap_or(circuit);
+        let exit = by.map(|by| &*by.exit.nickname);
+        let country = by.and_then(|by| by.exit.country.as_deref());
         Event::VisitEnded {
             batch_id,
             index,
             ean,
             site,
             circuit,
+            exit,
+            country,
             attempt,
             outcome,
             detail,

@@ -78,6 +78,10 @@ events! {
     /// Something may leave the machine without Tor, because the configuration says so.
     DirectAnnounced = "direct_announced", WARN, "goes out without Tor, by configuration" { what: &'a str }
         => "Nothing, if it is meant. Otherwise remove `via = \"direct\"` from what is named."
+    /// By what a scraper is bound to one circuit. "strict": its exit is known before each visit, and it stays on it.
+    /// "credentials": by its own SOCKS user and password, which tor may move; with a control port the exit is known.
+    BindingAnnounced = "binding_announced", INFO, "scrapers are bound to their circuits" { binding: &'a str, control: Option<&'a str> }
+        => "Nothing. For the other grade set tor.binding and tor.control, and restart."
     /// No shop is in use; every submit gets 503 until one is enabled.
     NoShopEnabled = "no_shop_enabled", WARN, "no shop is enabled: set sites.<name>.enabled = true" {}
         => "Set sites.NAME.enabled = true in the configuration and reload."
@@ -238,8 +242,9 @@ events! {
         => "Nothing. tor.hedge_percent bounds how often; sites.NAME.hedge = false spares a shop that counts requests."
     /// A visit ended. If it was started once more (`visit_hedged`), `won_by` says whose end it is: `first` or `twin`.
     VisitEnded = "visit_ended", INFO, "visit ended"
-        { batch_id: &'a str, index: u64, ean: &'a str, site: &'a str, circuit: &'a str, attempt: u64,
-          outcome: &'a str, detail: &'a str, duration_ms: u64, won_by: Option<&'a str> }
+        { batch_id: &'a str, index: u64, ean: &'a str, site: &'a str, circuit: &'a str, exit: Option<&'a str>,
+          country: Option<&'a str>, attempt: u64, outcome: &'a str, detail: &'a str, duration_ms: u64,
+          won_by: Option<&'a str> }
         => "Nothing, for one. If many of a shop fail in the same way, look at its recipe."
     /// A circuit was retired; the next visit of its scraper uses a new one. The reason is `blocked`, `age`, `uses`,
     /// `failures` (visits in a row that came to nothing), `slow` (against the others at a shop), or the kind of the error
@@ -259,11 +264,48 @@ events! {
     /// One visit of a suspended shop was tried and ended well: the others follow.
     ShopResumed = "shop_resumed", INFO, "shop resumed" { site: &'a str, reason: &'a str }
         => "Nothing."
+    /// A shop asked to be left alone for a while (`Retry-After`), or its robots.txt cannot be got: all its visits wait until
+    /// then, uncharged.
+    ShopHeld = "shop_held", INFO, "shop is left alone for a while: its visits wait"
+        { site: &'a str, until: &'a str, seconds: u64, reason: &'a str }
+        => "Nothing. If it repeats, lower the shop's rate."
+    /// A shop is asked half as often as before, or twice as often again: it became slow, answers 429 or 503, or recovers.
+    ShopPaced = "shop_paced", INFO, "shop is asked at another pace"
+        { site: &'a str, interval_ms: u64, configured_ms: u64, latency_ms: u64 }
+        => "Nothing. If a shop stays slow, lower its rate to what it bears."
+    /// A shop's robots.txt forbids the path that it is searched at: its visits end as failed with kind robots.
+    RobotsForbids = "robots_forbids", WARN, "robots.txt forbids the shop's search: its visits fail"
+        { site: &'a str, path: &'a str, line: u64, rule: &'a str }
+        => "Ask the shop for leave, and then set sites.NAME.robots = false; or switch the shop off."
     /// Tor is not there: nothing goes out, work waits, no deadline runs.
     TorLost = "tor_lost", ERROR, "Tor is not there: work waits" { reason: &'a str, socks: &'a str }
         => "Start tor, or set tor.socks to where it listens. All goes on by itself."
     /// Tor is there.
     TorFound = "tor_found", INFO, "Tor is there" { socks: &'a str }
+        => "Nothing."
+
+    /// Tor's control port answers.
+    ControlFound = "control_found", INFO, "the control port answers" { control: &'a str, version: &'a str }
+        => "Nothing."
+    /// Tor's control port does not answer or lets nobody in: exits are not known, and all else goes on. It is tried again.
+    ControlLost = "control_lost", WARN, "the control port is not there: exits are not known"
+        { control: &'a str, reason: &'a str }
+        => "Do what the reason says. If tor itself is away, tor_lost says so."
+    /// At the end the control port did not take tor's streams back: others who use this tor get no connection.
+    ControlHeld = "control_held", ERROR, "tor still leaves its streams to a controller" { control: &'a str, reason: &'a str }
+        => "Start the daemon again, or run `glaneur tor release`, or restart tor."
+    /// Tor may spread a user over several circuits (Conflux), so a scraper is not one circuit and may change its exit.
+    ConfluxFound = "conflux_found", WARN, "Conflux is on: a scraper may move to another circuit" { control: &'a str }
+        => "Put `ConfluxEnabled 0` into torrc and reload tor, or set tor.binding = \"strict\"."
+    /// Tor is on its way to its network.
+    BootstrapStarted = "bootstrap_started", INFO, "tor connects to its network" { progress: u64, summary: &'a str }
+        => "Nothing."
+    /// Tor gets no further on its way to its network; the reason is its own.
+    BootstrapStuck = "bootstrap_stuck", WARN, "tor gets no further on its way to its network"
+        { progress: u64, summary: &'a str, reason: &'a str }
+        => "Look at the network of the machine, its firewall and its clock, and at tor's own log."
+    /// Tor is connected to its network.
+    BootstrapEnded = "bootstrap_ended", INFO, "tor is connected to its network" {}
         => "Nothing."
 
     /// A receiver took a webhook.

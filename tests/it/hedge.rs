@@ -50,8 +50,9 @@ impl World {
     }
 }
 
-/// Each visit earns a twin.
+/// Each visit earns a twin, and no time of a visit runs out: an exchange that ends was ended.
 fn hedging(stage: Stage) -> Stage {
+    let stage = stage.set("fetch", "first_byte_timeout", "1h").set("fetch", "visit_deadline", "1h");
     stage.set("tor", "hedge_percent", 100)
 }
 

@@ -228,7 +228,11 @@ async fn a_batch_whose_last_shop_was_removed_ends_as_failed_with_the_reason() {
 
 #[tokio::test]
 async fn visits_that_wait_for_a_slow_pace_go_on_at_the_faster_one() {
-    let stage = stage().only(ShopKind::Cocooncenter).set("sites.cocooncenter", "rate", "1/h");
+    let stage = stage().only(ShopKind::Cocooncenter).set("sites.cocooncenter", "robots", false).set(
+        "sites.cocooncenter",
+        "rate",
+        "1/h",
+    );
     let mut daemon = stage.start().await;
     accepted(daemon.submit(&batch([REAL[0], REAL[1], REAL[2]])).await.unwrap());
     // Its search took the only slot of this hour; its page waits for the next one, and the others behind it.

@@ -109,9 +109,13 @@ pub fn impatient(receiver: &Receiver) -> Config {
         .set("log", "level", "debug")
 }
 
-/// No pause between two requests of a shop on this machine.
+/// No pause between two requests of a shop on this machine, however busy that is.
 pub fn brisk(config: Config, shop: &str) -> Config {
-    config.site_key(shop, "rate", "1000/s").site_key(shop, "concurrency", 6)
+    config
+        .site_key(shop, "rate", "1000/s")
+        .site_key(shop, "adaptive", false)
+        .site_key(shop, "pause", "0s")
+        .site_key(shop, "concurrency", 6)
 }
 
 /// The search service of the third shop is another host's in the world, and its own here.

@@ -45,6 +45,8 @@ pub enum Conduct {
     RedirectTo(String),
     /// This status, with a small page.
     Status(u16),
+    /// As [`Conduct::Status`], with this `Retry-After`.
+    RetryAfter(u16, &'static str),
     /// Normal for the first requests that reach each address of the shop (so from each exit); then 403.
     BlockedAfter(usize),
     /// Normal, but with a 403 for exits that come too often.
@@ -86,6 +88,8 @@ pub enum When {
     Searches,
     /// Pages of products.
     Pages,
+    /// `/robots.txt`, which no other rule fits.
+    Robots,
     /// Paths that begin so.
     Path(String),
     /// Searches for this barcode, and its page.
@@ -103,8 +107,12 @@ impl When {
     }
 
     pub(super) fn fits(&self, hit: &Hit) -> bool {
+        if hit.purpose == Purpose::Robots {
+            return matches!(self, Self::Robots);
+        }
         match self {
             Self::Always => true,
+            Self::Robots => false,
             Self::Searches => hit.purpose == Purpose::Search,
             Self::Pages => hit.purpose == Purpose::Page,
             Self::Path(prefix) => hit.path.starts_with(prefix),
@@ -121,6 +129,7 @@ impl fmt::Debug for When {
             Self::Always => f.write_str("Always"),
             Self::Searches => f.write_str("Searches"),
             Self::Pages => f.write_str("Pages"),
+            Self::Robots => f.write_str("Robots"),
             Self::Path(prefix) => f.debug_tuple("Path").field(prefix).finish(),
             Self::Ean(ean) => f.debug_tuple("Ean").field(ean).finish(),
             Self::Nth(n) => f.debug_tuple("Nth").field(n).finish(),
@@ -173,9 +182,11 @@ pub(super) async fn perform(
             Conduct::NestedDivs => nested(right()),
             Conduct::RedirectLoop => redirect(&next_hop(&hit.path)),
             Conduct::RedirectTo(url) => redirect(&url),
-            Conduct::Status(status) => {
-                let body = format!("<!DOCTYPE html><html><body><h1>{status}</h1></body></html>");
-                server::page(status, "text/html; charset=utf-8", body)
+            Conduct::Status(status) => small_page(status),
+            Conduct::RetryAfter(status, after) => {
+                let mut response = small_page(status);
+                response.headers_mut().insert("retry-after", http::HeaderValue::from_static(after));
+                response
             }
             Conduct::CutShort => cut(right(), None),
             Conduct::Truncated => {
@@ -187,6 +198,11 @@ pub(super) async fn perform(
             Conduct::Exactly(status, content_type, body) => server::page(status, content_type, body),
         });
     }
+}
+
+fn small_page(status: u16) -> Response<Content> {
+    let body = format!("<!DOCTYPE html><html><body><h1>{status}</h1></body></html>");
+    server::page(status, "text/html; charset=utf-8", body)
 }
 
 fn whole(document: Document) -> Response<Content> {

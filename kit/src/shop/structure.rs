@@ -25,6 +25,8 @@ pub enum Purpose {
     Search,
     /// The page of a product.
     Page,
+    /// `/robots.txt`.
+    Robots,
     /// Anything else.
     Other,
 }
@@ -79,6 +81,8 @@ impl ShopKind {
     pub(super) fn purpose(self, path: &str) -> Purpose {
         if path == self.search_path() {
             Purpose::Search
+        } else if path == "/robots.txt" {
+            Purpose::Robots
         } else if page_ean(path).is_some() {
             Purpose::Page
         } else {
@@ -92,7 +96,7 @@ impl ShopKind {
             (Purpose::Search, Self::Cocooncenter) => form::value(ask.body, "recherche"),
             (Purpose::Search, Self::Pharmagdd) => form::value(ask.query, "s"),
             (Purpose::Search, Self::Drakkars) => form::value(ask.query, "query"),
-            (Purpose::Page | Purpose::Other, _) => page_ean(ask.path).map(str::to_owned),
+            (Purpose::Page | Purpose::Robots | Purpose::Other, _) => page_ean(ask.path).map(str::to_owned),
         }
     }
 

@@ -174,3 +174,16 @@ async fn an_endless_body_ends_with_its_reader() {
     });
     assert!(read.await.unwrap());
 }
+
+#[tokio::test]
+async fn robots_txt_is_not_there_unless_a_test_wants_it_and_counts_with_no_other_request() {
+    let shop = shop(ShopKind::Pharmagdd);
+    shop.behave(When::Always, Conduct::Status(500));
+    assert_eq!(get(&shop, "/robots.txt").await.unwrap().0, 404);
+    shop.behave(When::Robots, Conduct::RetryAfter(503, "7"));
+    let request = client::request("GET", "/robots.txt", String::new()).unwrap();
+    let busy = client::send((Ipv4Addr::LOCALHOST, shop.port()).into(), request).await.unwrap();
+    assert_eq!((busy.status().as_u16(), &busy.headers()["retry-after"]), (503, &"7".parse().unwrap()));
+    assert_eq!((shop.hits().len(), shop.robots_hits().len()), (0, 2));
+    assert_eq!(shop.robots_hits()[1].purpose, Purpose::Robots);
+}

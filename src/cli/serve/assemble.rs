@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, watch};
 use super::complain_and;
 use crate::batch;
 use crate::cli::secrets::Secrets;
-use crate::config::{self, Config};
+use crate::config::{self, Binding, Config};
 use crate::descriptors::{self, Needs};
 use crate::exit::Exit;
 use crate::ingress;
@@ -23,9 +23,11 @@ use crate::model::{Language, SiteName};
 use crate::recipe::OnBlock;
 use crate::scraper::actor::{CatalogueGear, Gear, Shop};
 use crate::scraper::circuit::{self, WearLimits};
+use crate::scraper::control::{Control, State as ControlState};
 use crate::scraper::deadlines::Deadlines;
 use crate::scraper::fetch::FetchLimits;
 use crate::scraper::queue::ShopLimits;
+use crate::scraper::robots::RobotsCache;
 use crate::scraper::tls::Tls;
 use crate::scraper::tor::TorGate;
 use crate::scraper::{pool, tor::TorState};
@@ -100,6 +102,7 @@ struct Base {
     floor: Arc<AtomicU64>,
     cores: Arc<Semaphore>,
     deadlines: Deadlines,
+    robots: RobotsCache,
 }
 
 /// How soon the ledger is told again of new addresses, if it could not hear.
@@ -111,10 +114,18 @@ impl Inlets {
     /// has a URL for it.
     pub async fn put(&self, config: &Config, secrets: &Secrets) {
         self.readdress(config).await;
+        if let Some(control) = self.control() {
+            control.set_password(secrets.control());
+        }
         self.gears.send_replace(Arc::new(gear(config, &self.base, secrets.catalogue())));
         self.batches.send_replace(Arc::new(batch_settings(config)));
         self.webhooks.send_replace(Arc::new(webhook_settings(config, secrets.webhook())));
         self.ingress.send_replace(Arc::new(ingress_settings(config, secrets.token())));
+    }
+
+    /// The control port, for who ends the process.
+    pub fn control(&self) -> Option<&Control> {
+        self.base.tor.control()
     }
 
     /// Until the ledger has heard: to say it twice does no harm, and half a configuration would.
@@ -147,16 +158,19 @@ pub fn parts(
     };
     let epoch = opened.report.epoch;
     let (handle, ledger) = ledger::handle(opened.reader, limits);
-    let tor = TorGate::new(config.tor.socks);
+    let control =
+        config.tor.control.map(|address| Control::new(address, config.tor.binding, secrets.control()));
+    let tor = TorGate::new(config.tor.socks).controlled_by(control.clone());
     let tls = Tls::new(None).map_err(|error| complain_and(Exit::Escalated, format_args!("TLS: {error}")))?;
     let base = Base {
         ledger: handle.clone(),
         tor: tor.clone(),
-        circuits: circuit::Settings::new(tor.clone(), tls),
+        circuits: circuit::Settings { control, ..circuit::Settings::new(tor.clone(), tls) },
         epoch: epoch as u64,
         floor: Arc::default(),
         cores: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))),
         deadlines: Deadlines::default(),
+        robots: RobotsCache::default(),
     };
     let (gears_tx, gear) = watch::channel(Arc::new(gear(config, &base, secrets.catalogue())));
     let (batches_tx, batch_settings) = watch::channel(Arc::new(batch_settings(config)));
@@ -179,7 +193,7 @@ pub fn parts(
             config.server.connections_max,
             Needs { scrapers: config.tor.circuits, webhooks_at_once: config.webhooks.concurrency },
         ),
-        status: tor_status(&tor),
+        status: tor_status(&tor, config.tor.binding),
         batches: accepted_tx,
     });
     let parts = Parts {
@@ -215,6 +229,8 @@ fn gear(config: &Config, base: &Base, token: Option<String>) -> Gear {
     let catalogue = config.catalogue.clone().map(|catalogue| CatalogueGear {
         limits: ShopLimits {
             interval: catalogue.rate.interval(),
+            // The owner knows what the server can bear, and said so.
+            adaptive: false,
             concurrency: catalogue.concurrency as u32,
             via: catalogue.via,
             // It is the owner's own server, and blocks nobody.
@@ -248,6 +264,7 @@ fn gear(config: &Config, base: &Base, token: Option<String>) -> Gear {
         },
         visit_deadline: fetch.visit_deadline,
         deadlines: base.deadlines.clone(),
+        robots: base.robots.clone(),
         extract: config.extract,
         cores: Arc::clone(&base.cores),
     }
@@ -306,17 +323,41 @@ fn batch_settings(config: &Config) -> batch::Settings {
 }
 
 /// What `/readyz` tells of Tor; it never changes its status.
-fn tor_status(tor: &TorGate) -> watch::Receiver<serde_json::Value> {
-    let words = |state: &TorState| match state {
-        TorState::Unknown => serde_json::json!({"tor": "unknown"}),
-        TorState::There => serde_json::json!({"tor": "there"}),
-        TorState::Away { reason, .. } => serde_json::json!({"tor": "away", "reason": reason}),
-    };
+fn tor_status(tor: &TorGate, binding: Binding) -> watch::Receiver<serde_json::Value> {
     let mut states = tor.watch();
-    let (tx, rx) = watch::channel(words(&states.borrow()));
+    let mut controls = tor.control().map(Control::watch);
+    let words = move |state: &TorState, control: Option<&ControlState>| {
+        let mut words = match state {
+            TorState::Unknown => serde_json::json!({"tor": "unknown"}),
+            TorState::There => serde_json::json!({"tor": "there"}),
+            TorState::Away { reason, .. } => serde_json::json!({"tor": "away", "reason": reason}),
+        };
+        words["binding"] = binding.as_str().into();
+        words["control"] = match control {
+            None => serde_json::Value::Null,
+            Some(ControlState::Unknown) => serde_json::json!({"state": "unknown"}),
+            Some(ControlState::Away { reason }) => serde_json::json!({"state": "away", "reason": reason}),
+            Some(ControlState::There(there)) => serde_json::json!({
+                "state": "there",
+                "version": there.version(),
+                "conflux": there.conflux,
+                "bootstrap": there.bootstrap.as_ref().map(|bootstrap| serde_json::json!({
+                    "progress": bootstrap.progress, "summary": bootstrap.summary, "trouble": bootstrap.trouble,
+                })),
+            }),
+        };
+        words
+    };
+    let (tx, rx) =
+        watch::channel(words(&states.borrow(), controls.as_ref().map(|it| it.borrow().clone()).as_ref()));
     tokio::spawn(async move {
-        while states.changed().await.is_ok() {
-            let now = words(&states.borrow_and_update());
+        loop {
+            tokio::select! {
+                changed = states.changed() => if changed.is_err() { return },
+                () = Control::changed(controls.as_mut()) => {}
+            }
+            let control = controls.as_mut().map(|controls| controls.borrow_and_update().clone());
+            let now = words(&states.borrow_and_update(), control.as_ref());
             if tx.send(now).is_err() {
                 return;
             }

@@ -5,6 +5,7 @@
 //! port's choice before tokio-socks does and ends the dial before the request is written. It also keeps the reply's
 //! code, because tokio-socks knows no code above 0x08 and calls Tor's own (0xF0 to 0xF7) an "unknown auth method".
 
+use crate::scraper::control::protocol::Owner;
 use crate::scraper::probe::{TorAway, check_method, check_password};
 use ring::rand::{SecureRandom, SystemRandom};
 use std::fmt;
@@ -34,6 +35,14 @@ static SALT: LazyLock<String> = LazyLock::new(|| {
 
 static PROBES: AtomicU64 = AtomicU64::new(0);
 
+/// How the user names of workers begin.
+const WORKER: &str = "glaneur-w";
+
+/// Whether a user is a worker's; the password tells whether of this process.
+pub(in crate::scraper) fn is_ours(user: &str) -> bool {
+    user.starts_with(WORKER)
+}
+
 /// A SOCKS user name and password: what Tor keeps circuits apart by.
 #[derive(Clone, PartialEq, Eq)]
 pub(in crate::scraper) struct Credentials {
@@ -44,7 +53,12 @@ pub(in crate::scraper) struct Credentials {
 impl Credentials {
     pub(super) fn new(worker: u32, epoch: u64, generation: u64) -> Self {
         let password = format!("{epoch}-{generation}-{}", *SALT);
-        Self { user: format!("glaneur-w{worker}"), password }
+        Self { user: format!("{WORKER}{worker}"), password }
+    }
+
+    /// By which a control port tells whose a stream is.
+    pub(super) fn owner(&self) -> Owner {
+        Owner { user: self.user.as_str().into(), password: self.password.as_str().into() }
     }
 
     /// New ones at each call, so that the answer comes from a new circuit.

@@ -9,7 +9,7 @@ use crate::scraper::tor::TorGate;
 use rustls::HandshakeKind;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use url::Url;
 
 fn circuit(worker: u32, socks: &str, pem: Option<&str>) -> Circuit {
@@ -202,6 +202,7 @@ fn a_circuit_that_is_slow_against_its_peers_is_worn_and_they_are_not() {
 #[tokio::test]
 async fn an_exchange_that_another_circuit_overtook_counts_for_as_long_as_it_took_so_far() {
     let shop = Shop::start(None, |mut visitor| async move {
+        visitor.request().await?;
         visitor.linger().await;
         Some(())
     })
@@ -214,39 +215,40 @@ async fn an_exchange_that_another_circuit_overtook_counts_for_as_long_as_it_took
     assert_eq!(circuit.recent.median(), None, "nothing was under way");
     let so_far = Duration::from_millis(40);
     let limits = limits();
-    let fetched = circuit.fetch(&request, Via::Tor, &limits, &[], soon());
-    assert!(tokio::time::timeout(so_far, fetched).await.is_err());
+    {
+        let mut fetch = Box::pin(circuit.fetch(&request, Via::Tor, &limits, &[], soon()));
+        while shop.requests().is_empty() {
+            assert!(timeout(Duration::from_millis(1), &mut fetch).await.is_err());
+        }
+        assert!(timeout(so_far, fetch).await.is_err());
+    }
     circuit.note_overtaken();
     assert!(circuit.recent.median() >= Some(so_far), "{:?}", circuit.recent);
     assert_eq!(circuit.settings.roster.rows()[0].latency, circuit.recent.median());
 }
 
 #[tokio::test]
-async fn a_turn_to_build_is_held_until_the_first_connection_stands() {
+async fn only_the_first_dial_of_a_generation_waits_for_its_turn_to_build() {
     let shop = Shop::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     let socks = Socks::start(Manner::Forwards { to: shop.address }).await;
     let mut circuit = circuit(1, &socks.address, None);
     let request = Request::get(Url::parse("http://www.shop.example/").unwrap());
-    circuit.wait_to_build().await;
-    assert!(circuit.building.is_some());
+    let all_turns = circuit.builds().all_turns().await;
+    {
+        let limits = limits();
+        let fetch = circuit.fetch(&request, Via::Tor, &limits, &[], soon());
+        tokio::pin!(fetch);
+        // Nothing else is to happen: nobody gives a turn back.
+        assert!(timeout(Duration::from_millis(50), &mut fetch).await.is_err());
+        assert!(socks.dials().is_empty(), "it has not dialled");
+        drop(all_turns);
+        fetch.await.unwrap();
+    }
+    assert_eq!(socks.dials().len(), 1);
+    let _taken = circuit.builds().all_turns().await;
     circuit.fetch(&request, Via::Tor, &limits(), &[], soon()).await.unwrap();
-    assert!(circuit.building.is_none() && circuit.built);
-    circuit.wait_to_build().await;
-    assert!(circuit.building.is_none(), "it stands");
     circuit.rotate();
-    circuit.wait_to_build().await;
-    assert!(circuit.building.is_some(), "the next generation is built as well");
-    circuit.serve(None);
-    assert!(circuit.building.is_none(), "a visit that is over builds no more");
-}
-
-#[test]
-fn what_cannot_be_dialled_is_refused_before_any_dial() {
-    let of = |url: &str, via| Origin::of(&Url::parse(url).unwrap(), via);
-    assert!(of("ftp://shop.example/", Via::Tor).is_err());
-    assert!(
-        of("http://shop.onion/", Via::Direct).is_err() && of("http://Shop.ONION./", Via::Direct).is_err()
-    );
-    assert!(of("http://shop.onion/", Via::Tor).is_ok());
-    assert_eq!(of("http://[::1]:81/", Via::Direct).unwrap().host, "::1");
+    let limits = limits();
+    let fetch = circuit.fetch(&request, Via::Tor, &limits, &[], soon());
+    assert!(timeout(Duration::from_millis(50), fetch).await.is_err(), "the next generation is built as well");
 }

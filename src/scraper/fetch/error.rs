@@ -31,6 +31,9 @@ pub enum FetchError {
     /// With what the control port says of it, where there is one.
     #[error("tor did not reach the shop: {reply}{}", .reason.map_or(String::new(), |reason| format!("; {reason}")))]
     Unreached { reply: SocksReply, reason: Option<StreamReason> },
+    /// Nothing was sent to the shop.
+    #[error("all of {tried} circuits ended on exits that the shop blocks, or were lost")]
+    NoOtherExit { tried: u32 },
     #[error("connect to the shop")]
     Connect { source: io::Error, seen: bool },
     #[error("no connection within {limit:?}")]
@@ -95,6 +98,7 @@ impl FetchError {
             | Self::FirstByteTimeout { .. }
             | Self::SilenceTimeout { .. }
             | Self::Deadline { .. } => "timeout",
+            Self::NoOtherExit { .. } => "blocked",
             Self::Tls { .. } => "tls",
             Self::Truncated { .. } => "truncated",
             Self::Protocol { .. } => "protocol",
@@ -116,7 +120,7 @@ impl FetchError {
     pub fn seen_bytes(&self) -> bool {
         match self {
             // Not even 0x04 is a byte of the shop, though it is an answer of the exit's.
-            Self::Tor(_) | Self::Unreached { .. } | Self::Request { .. } => false,
+            Self::Tor(_) | Self::Unreached { .. } | Self::NoOtherExit { .. } | Self::Request { .. } => false,
             Self::Connect { seen, .. }
             | Self::ConnectTimeout { seen, .. }
             | Self::Tls { seen, .. }
@@ -144,6 +148,7 @@ impl FetchError {
             Self::Tor(away) => away.lack,
             Self::Connect { source, .. } => descriptors::is_lack(source),
             Self::Unreached { .. }
+            | Self::NoOtherExit { .. }
             | Self::ConnectTimeout { .. }
             | Self::Tls { .. }
             | Self::FirstByteTimeout { .. }
@@ -170,7 +175,8 @@ impl FetchError {
             Self::Tor(_) => Verdict::Later(TOR_LOOK_AGAIN_AFTER),
             Self::Unreached { reply, reason } => reason::verdict(*reply, *reason),
             // The circuit is the usual culprit: the same page loads at once through another.
-            Self::Connect { .. }
+            Self::NoOtherExit { .. }
+            | Self::Connect { .. }
             | Self::ConnectTimeout { .. }
             | Self::FirstByteTimeout { .. }
             | Self::SilenceTimeout { .. }

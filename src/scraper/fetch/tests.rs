@@ -1,4 +1,4 @@
-use super::{FetchError, FetchLimits, Verdict, exchange, message};
+use super::{FetchError, FetchLimits, Redirects, Verdict, exchange, message};
 use crate::model::page::{End, Method, Page, Request, Via};
 use crate::scraper::circuit::{Circuit, Connection, Origin, Settings, SocksReply, Traffic};
 use crate::scraper::stand_in::{Manner, Shop, Socks, Visitor, certified};
@@ -25,6 +25,11 @@ pub(in crate::scraper) fn limits() -> FetchLimits {
 
 pub(in crate::scraper) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)
+}
+
+/// Redirects within these hosts, of a shop that has no way to say no by one.
+fn within(hosts: &[String]) -> Redirects<'_> {
+    Redirects { hosts, blocks: None }
 }
 
 /// A limit that is meant to be met.
@@ -447,6 +452,83 @@ mod end {
                 other => panic!("{path}: {other:?}"),
             }
         }
+    }
+}
+
+mod turns {
+    use super::*;
+    use crate::scraper::errand::Errand;
+    use crate::scraper::pace::Pace;
+
+    const INTERVAL: Duration = Duration::from_millis(400);
+    /// A request may leave so much earlier as the one before it left late.
+    const EARLIER: Duration = Duration::from_millis(100);
+
+    /// An errand of a shop that was asked just now.
+    fn errand() -> Errand<'static> {
+        let pace = Pace::new(INTERVAL, Instant::now());
+        pace.take(Instant::now());
+        Errand::in_turn(Via::Direct, pace, soon())
+    }
+
+    #[tokio::test]
+    async fn every_redirect_that_is_followed_waits_for_its_turn() {
+        let shop = Shop::start(None, |mut visitor| async move {
+            for hop in 1..=2 {
+                visitor.request().await?;
+                let head = format!("HTTP/1.1 302 Found\r\nLocation: /{hop}\r\nContent-Length: 0\r\n\r\n");
+                visitor.write(&head).await?;
+            }
+            visitor.request().await?;
+            visitor.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+            Some(())
+        })
+        .await;
+        let (begun, mut errand) = (Instant::now(), errand());
+        let hosts = [shop.address.to_string()];
+        let request = Request::get(shop.url("/"));
+        circuit("127.0.0.1:1").fetch_in_turn(&request, &limits(), within(&hosts), &mut errand).await.unwrap();
+        assert_eq!(shop.requests().len(), 3);
+        assert!(begun.elapsed() >= 3 * INTERVAL - EARLIER, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_repeated_waits_for_another_turn() {
+        let shop = Shop::start(None, |mut visitor| async move {
+            visitor.request().await?;
+            visitor.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+            visitor.request().await?;
+            Some(())
+        })
+        .await;
+        let (begun, mut errand, mut circuit) = (Instant::now(), errand(), circuit("127.0.0.1:1"));
+        let request = Request::get(shop.url("/"));
+        for _ in 0..2 {
+            circuit.fetch_in_turn(&request, &limits(), within(&[]), &mut errand).await.unwrap();
+        }
+        assert_eq!(shop.requests().len(), 3, "one was repeated");
+        assert!(begun.elapsed() >= 3 * INTERVAL - EARLIER, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn requests_whose_slots_are_long_past_leave_one_by_one() {
+        let shop = Shop::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+        let pace = Pace::new(INTERVAL, Instant::now());
+        let deadlines = crate::scraper::deadlines::Deadlines::default();
+        let begun = Instant::now();
+        let four = std::array::from_fn::<_, 4, _>(|_| async {
+            let watched = deadlines.enter("shop".into(), soon(), Duration::ZERO);
+            // The queue took their slots, and something else came before them.
+            let mut errand = Errand::of_visit("shop", Via::Direct, pace.clone(), soon(), &watched);
+            let request = Request::get(shop.url("/"));
+            circuit("127.0.0.1:1")
+                .fetch_in_turn(&request, &limits(), within(&[]), &mut errand)
+                .await
+                .unwrap();
+        });
+        let [one, two, three, four] = four;
+        tokio::join!(one, two, three, four);
+        assert!(begun.elapsed() >= 3 * INTERVAL - EARLIER, "{:?}", begun.elapsed());
     }
 }
 

@@ -18,8 +18,8 @@ use crate::scraper::{CATALOGUE, Visit};
 pub(super) fn limits(gear: &Gear) -> BTreeMap<SiteName, ShopLimits> {
     let shops = gear.shops.iter().map(|(name, shop)| {
         let (interval, concurrency, via) = (shop.interval, shop.concurrency, shop.recipe.waits_for());
-        let on_block = shop.recipe.on_block;
-        (name.clone(), ShopLimits { interval, concurrency, via, on_block })
+        let (adaptive, on_block) = (shop.recipe.adaptive, shop.recipe.on_block);
+        (name.clone(), ShopLimits { interval, adaptive, concurrency, via, on_block })
     });
     shops.chain(gear.catalogue.iter().map(|catalogue| (CATALOGUE.into(), catalogue.limits))).collect()
 }

@@ -10,7 +10,6 @@ use tokio::time::Instant;
 use super::{InHand, Msg, State, Worker};
 use crate::model::page::Via;
 use crate::scraper::actor::{self, Gear};
-use crate::scraper::hedge::Hedging;
 use crate::scraper::queue::{Label, Open};
 use crate::scraper::stopwatch::Stopwatch;
 use crate::scraper::{Slow, Visit};
@@ -37,7 +36,7 @@ impl Found {
 fn may_have_twin(gear: &Gear, label: &Label) -> bool {
     let shop = gear.shops.get(&label.site);
     let by_shop = shop.is_some_and(|shop| shop.recipe.hedge && shop.recipe.waits_for() == Via::Tor);
-    by_shop && gear.hedge_percent > 0 && !label.suspect
+    by_shop && !label.suspect
 }
 
 impl State {
@@ -86,7 +85,8 @@ impl State {
             self.workers.iter().enumerate().filter_map(|(n, w)| Some((n, w.visit.as_ref()?)))
         {
             let InHand { label, stopwatch, twin, .. } = in_hand;
-            let slow_after = self.hedging.get(&label.site).and_then(Hedging::slow_after);
+            let shop = self.hedging.get(&label.site);
+            let slow_after = shop.and_then(|shop| shop.slow_after(self.gear.hedge_percent));
             // By the configuration of now: a reload may have switched it off.
             let may = twin.is_some() && may_have_twin(&self.gear, label);
             let Some(slow_after) = slow_after.filter(|_| may) else { continue };

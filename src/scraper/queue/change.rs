@@ -29,7 +29,7 @@ impl<V> Queue<V> {
             match self.shops.get_mut(site) {
                 Some(shop) => {
                     shop.limits = *limits;
-                    shop.pace.set_interval(limits.interval, now);
+                    shop.pace.configure(limits.interval, limits.adaptive, now);
                     if std::mem::take(&mut shop.closed) {
                         self.turn.push_back(site.clone());
                     }
@@ -79,8 +79,13 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn shops(shops: &[(&str, Duration)]) -> BTreeMap<SiteName, ShopLimits> {
-        let limits =
-            |interval| ShopLimits { interval, concurrency: 1, via: Via::Tor, on_block: OnBlock::End };
+        let limits = |interval| ShopLimits {
+            interval,
+            adaptive: false,
+            concurrency: 1,
+            via: Via::Tor,
+            on_block: OnBlock::End,
+        };
         shops.iter().map(|(site, interval)| (SiteName::from(*site), limits(*interval))).collect()
     }
 

@@ -51,7 +51,7 @@ mod tests {
         for site in ["a", "b"] {
             queue.open_shop(
                 site.into(),
-                ShopLimits { interval, concurrency, via: Via::Tor, on_block: OnBlock::End },
+                ShopLimits { interval, concurrency, via: Via::Tor, adaptive: false, on_block: OnBlock::End },
                 now,
             );
         }

@@ -1,0 +1,55 @@
+//! `glaneur tor release`: gives a tor back that a daemon in the strict grade left when it was killed. Until then no stream
+//! of anybody who uses that tor is attached to a circuit.
+
+use std::io::Write;
+use std::path::Path;
+
+use super::{complain, find, secrets};
+use crate::config::Binding;
+use crate::exit::Exit;
+use crate::scraper::control::{Released, release};
+
+pub fn run(config: Option<&Path>) -> Exit {
+    let found = match find::config(config) {
+        Ok(found) => found,
+        Err(exit) => return exit,
+    };
+    let tor = &found.config.tor;
+    let (Some(address), Binding::Strict) = (tor.control, tor.binding) else {
+        say(format_args!("nothing to release: tor.binding is not \"strict\""));
+        return Exit::Ok;
+    };
+    let password = match secrets::control_password(&found.config) {
+        Ok(password) => password,
+        Err(what) => {
+            complain(format_args!("{what} (configuration: {})", found.path.display()));
+            return Exit::File;
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(format_args!("cannot ask: {error}"));
+            return Exit::Escalated;
+        }
+    };
+    match runtime.block_on(release(address, password.as_ref())) {
+        Ok(Released { was_held: false, .. }) => {
+            say(format_args!("nothing to release: tor attaches streams by itself"));
+            Exit::Ok
+        }
+        Ok(Released { was_held: true, attached }) => {
+            say(format_args!("tor attaches streams by itself again; {attached} waited"));
+            Exit::Ok
+        }
+        Err(error) => {
+            complain(error);
+            Exit::No
+        }
+    }
+}
+
+fn say(line: std::fmt::Arguments<'_>) {
+    // Nobody reads a closed pipe.
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
