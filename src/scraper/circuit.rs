@@ -159,6 +159,8 @@ pub struct Circuit {
     /// In a row.
     failures: u32,
     recent: Recent,
+    /// When the exchange under way began, through Tor.
+    pub(super) asked: Option<Instant>,
     /// A connection through it has stood.
     pub(super) built: bool,
     /// Bytes of this generation.
@@ -190,6 +192,7 @@ impl Circuit {
             uses: 0,
             failures: 0,
             recent: Recent::default(),
+            asked: None,
             built: false,
             retry_after: None,
         }
@@ -288,6 +291,14 @@ impl Circuit {
     /// A visit was answered, if only by a refusal.
     pub fn note_success(&mut self) {
         self.failures = 0;
+    }
+
+    /// Another circuit had the answer first. What this one would have taken nobody knows, but it is no less; without it a
+    /// circuit whose visits are overtaken would never be known as slow.
+    pub fn note_overtaken(&mut self) {
+        if let Some(asked) = self.asked.take() {
+            self.note_latency(asked.elapsed());
+        }
     }
 
     /// An answer came through Tor after so long.

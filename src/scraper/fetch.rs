@@ -157,8 +157,11 @@ impl Circuit {
     ) -> (Result<Answer, FetchError>, bool) {
         errand.leave().await;
         let asked = Instant::now();
+        self.asked = (errand.via == Via::Tor).then_some(asked);
         let run = exchange::run(self, origin, connection, message, url, limits);
-        let Ok((result, nothing_sent)) = timeout_at(errand.deadline(), run).await else {
+        let done = timeout_at(errand.deadline(), run).await;
+        self.asked = None;
+        let Ok((result, nothing_sent)) = done else {
             return (Err(FetchError::Deadline { seen: sight.seen() }), false);
         };
         if result.is_ok() {

@@ -84,6 +84,9 @@ impl<'a> Call<'a> {
             () = overtaken => None,
             end = self.visit_or_put_back(&mut visit, started) => Some(end),
         };
+        if end.is_none() {
+            self.circuit.note_overtaken();
+        }
         visit.ticket.went_by(self.circuit.visited_by());
         self.circuit.serve(None);
         // Its twin has the answer, or the one whose twin it is: the exchange is dropped, and nothing is charged.

@@ -17,9 +17,15 @@ const CIRCUITS: usize = 4;
 /// `refusals::REFUSALS` allows one less.
 const REFUSALS: usize = 24;
 
+/// No visit is started twice at this shop, whose requests are counted.
+fn counted(mut stage: Stage, shop: ShopKind) -> Stage {
+    stage.config = stage.config.site_key(shop.name(), "hedge", false);
+    stage
+}
+
 /// One shop, whose circuits are changed for nothing but blocks.
 fn stage_of(network: &TorNetwork, catalogue: Catalogue, shop: ShopKind) -> Stage {
-    let stage = stage_behind(network, catalogue).only(shop);
+    let stage = counted(stage_behind(network, catalogue).only(shop), shop);
     stage.set("tor", "circuits", CIRCUITS).set("tor", "uses_max", 1_000_000)
 }
 
@@ -286,7 +292,7 @@ async fn a_shop_that_refuses_everybody_is_suspended_once_and_its_visits_end_as_b
     let network = network().await;
     let catalogue = Catalogue::synthetic(PRODUCTS, 13);
     let eans = catalogue.eans();
-    let stage = stage_behind(&network, catalogue).set("fetch", "attempts_max", 5);
+    let stage = counted(stage_behind(&network, catalogue), BAD).set("fetch", "attempts_max", 5);
     stage.shops.of(BAD).behave(When::Always, Conduct::Status(403));
     let daemon = stage.start().await;
     accepted(daemon.submit(&batch(eans.iter().map(String::as_str))).await.unwrap());
@@ -318,7 +324,7 @@ async fn a_shop_with_on_block_wait_is_waited_for_and_goes_on_when_it_lets_one_in
     let network = network().await;
     let catalogue = Catalogue::synthetic(PRODUCTS, 17);
     let eans: VecDeque<String> = catalogue.eans().into();
-    let mut stage = stage_behind(&network, catalogue).set("fetch", "attempts_max", 20);
+    let mut stage = counted(stage_behind(&network, catalogue), BAD).set("fetch", "attempts_max", 20);
     stage.config = stage.config.site_key(BAD.name(), "on_block", "wait");
     stage.shops.of(BAD).behave(When::Always, Conduct::Status(403));
     let daemon = stage.start().await;

@@ -200,6 +200,34 @@ fn a_circuit_that_is_slow_against_its_peers_is_worn_and_they_are_not() {
 }
 
 #[tokio::test]
+async fn an_exchange_that_another_circuit_overtook_counts_for_as_long_as_it_took_so_far() {
+    let shop = Shop::start(None, |mut visitor| async move {
+        visitor.request().await?;
+        visitor.linger().await;
+        Some(())
+    })
+    .await;
+    let socks = Socks::start(Manner::Forwards { to: shop.address }).await;
+    let mut circuit = circuit(1, &socks.address, None);
+    let request = Request::get(Url::parse("http://www.shop.example/").unwrap());
+    circuit.serve(Some("a".into()));
+    circuit.note_overtaken();
+    assert_eq!(circuit.recent.median(), None, "nothing was under way");
+    let so_far = Duration::from_millis(40);
+    let limits = limits();
+    {
+        let mut fetch = Box::pin(circuit.fetch(&request, Via::Tor, &limits, &[], soon()));
+        while shop.requests().is_empty() {
+            assert!(timeout(Duration::from_millis(1), &mut fetch).await.is_err());
+        }
+        assert!(timeout(so_far, fetch).await.is_err());
+    }
+    circuit.note_overtaken();
+    assert!(circuit.recent.median() >= Some(so_far), "{:?}", circuit.recent);
+    assert_eq!(circuit.settings.roster.rows()[0].latency, circuit.recent.median());
+}
+
+#[tokio::test]
 async fn only_the_first_dial_of_a_generation_waits_for_its_turn_to_build() {
     let shop = Shop::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     let socks = Socks::start(Manner::Forwards { to: shop.address }).await;
