@@ -2,8 +2,9 @@
 //!
 //! Every `*.test` has the port's own address, except: `nx.test` does not exist, `servfail.test` fails, `hang.test` gets
 //! no reply, `slow.test` a late one. There is no IPv6. What a port says of them can be changed at any time
-//! ([`Dns::lie`]); tor remembers what it was told of a name, so a test asks for one of its own then. It runs on a thread of its own, so that a network shared by
-//! several tests does not end with the runtime of the first.
+//! ([`Dns::lie`]); tor remembers what it was told of a name, so a test asks for one of its own then.
+//!
+//! It runs on a thread of its own, so that a network shared by several tests does not end with the runtime of the first.
 
 use std::{
     collections::BTreeMap,
