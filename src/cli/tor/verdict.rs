@@ -429,6 +429,7 @@ mod tests {
     fn a_port_that_prefers_no_password_is_bad() {
         let mut seen = with(|_| {});
         seen.choice = Some([0x05, 0x00]);
+        assert_says("password", &seen, Verdict::Bad, "it prefers \"no authentication\"");
         assert_says("password", &seen, Verdict::Bad, "PreferSOCKSNoAuth");
         seen.choice = None;
         assert_says("password", &seen, Verdict::Unknown, "");
@@ -483,6 +484,17 @@ mod tests {
             let mut seen = with(|_| {});
             seen.ways = Some([way(1, first.clone()), way(2, second)]);
             assert_says("resolving", &seen, verdict, "");
+        }
+    }
+
+    #[test]
+    fn without_a_control_port_an_exit_that_answered_shows_that_tor_is_bootstrapped_and_nothing_else_does() {
+        for (answer, verdict) in
+            [(ExitAnswer::NobodyThere, Verdict::Ok), (ExitAnswer::Nothing("0x01".into()), Verdict::Unknown)]
+        {
+            let mut seen = seen(ControlSeen::NotConfigured);
+            seen.ways = Some([way(1, answer.clone()), way(2, answer)]);
+            assert_says("bootstrap", &seen, verdict, "");
         }
     }
 
