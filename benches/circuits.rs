@@ -226,7 +226,11 @@ impl<'a> Side<'a> {
 
 /// Nothing of a shop's pace holds it up.
 fn hurried(config: Config, shop: &str, concurrency: u32) -> Config {
-    config.site_key(shop, "rate", "1000/s").site_key(shop, "concurrency", concurrency)
+    config
+        .site_key(shop, "rate", "1000/s")
+        .site_key(shop, "adaptive", false)
+        .site_key(shop, "pause", "0s")
+        .site_key(shop, "concurrency", concurrency)
 }
 
 /// No circuit is retired during a turn.

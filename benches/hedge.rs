@@ -99,7 +99,11 @@ impl Side {
             .shops(shops);
         for shop in &shops.all {
             let name = shop.kind().name();
-            config = config.site_key(name, "rate", "1000/s").site_key(name, "concurrency", CIRCUITS);
+            config = config
+                .site_key(name, "rate", "1000/s")
+                .site_key(name, "adaptive", false)
+                .site_key(name, "pause", "0s")
+                .site_key(name, "concurrency", CIRCUITS);
         }
         let daemon = Daemon::start(env!("CARGO_BIN_EXE_glaneur"), config).await?;
         let mut side = Self { name, daemon, proxy, receiver, times_ms: Vec::new() };

@@ -275,7 +275,12 @@ impl<'a> Call<'a> {
             self.gear.tor.lose(away, None);
             return Stop::PutBack;
         }
-        if via == Via::Tor && !matches!(error, FetchError::NoOtherExit { .. }) {
+        if let FetchError::NoOtherExit { .. } = error {
+            // As good as asked and refused: what a shop that blocks every exit is suspended for.
+            let (rule, way) = (error.to_string(), self.circuit.way(via));
+            return Stop::Refused { rule, way, again: Again::Soon };
+        }
+        if via == Via::Tor {
             let host = request.url.host_str().unwrap_or_default();
             let was_there = self.gear.tor.was_there(error, host, self.gear.probe_timeout).await;
             if let Err((away, prove_with)) = was_there {

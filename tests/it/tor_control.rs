@@ -280,6 +280,29 @@ async fn an_exit_that_blocked_is_not_asked_again_and_costs_one_rotation_when_str
     each_exit_blocks_once("strict").await;
 }
 
+/// Four exits, each of which the shop refused once: from then on nothing is sent, and it still counts as refused.
+#[tokio::test]
+async fn a_shop_that_blocked_every_exit_is_suspended_and_is_sent_no_more_than_one_request_by_each() {
+    const PRODUCTS: usize = 40;
+    let network = network().await;
+    let stage = stage(&network, PRODUCTS, 4).set("tor", "binding", "strict").set("fetch", "attempts_max", 1);
+    stage.shops.behave(&When::Always, &Conduct::Status(403));
+    let daemon = stage.start().await;
+    let eans = eans(PRODUCTS);
+    accepted(daemon.submit(&batch(eans.iter().map(String::as_str))).await.unwrap());
+    daemon.wait_for_event("shop_suspended", |event| event["reason"] == "blocks").await.unwrap();
+    let (products, _) = stage.finished(PRODUCTS).await;
+    assert!(
+        products.iter().all(|product| product["errors"]["drakkars"]["kind"] == "blocked"),
+        "{products:?}"
+    );
+    let exits: Vec<_> = shop(&stage).hits().iter().map(|hit| hit.local).collect();
+    let distinct: BTreeSet<_> = exits.iter().collect();
+    // Scrapers side by side may meet one exit before any of them is refused there.
+    assert!(exits.len() <= 4 * distinct.len(), "{exits:?}");
+    assert_eq!(daemon.events("shop_suspended").len(), 1);
+}
+
 /// A way to the control port that can be cut.
 struct Wire {
     address: SocketAddr,
