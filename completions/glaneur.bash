@@ -433,7 +433,7 @@ _glaneur() {
             return 0
             ;;
         glaneur__subcmd__tor__subcmd__release)
-            opts="-h --config --help"
+            opts="-h --quiet --config --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -50,6 +50,7 @@ complete -c glaneur -n "__fish_glaneur_using_subcommand tor; and not __fish_seen
 complete -c glaneur -n "__fish_glaneur_using_subcommand tor; and not __fish_seen_subcommand_from release check help" -f -a "check" -d 'Says whether Tor is there, bootstrapped, isolating, without Conflux, and which line of torrc mends what is wrong'
 complete -c glaneur -n "__fish_glaneur_using_subcommand tor; and not __fish_seen_subcommand_from release check help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c glaneur -n "__fish_glaneur_using_subcommand tor; and __fish_seen_subcommand_from release" -l config -d 'Configuration; else $GLANEUR_CONFIG, else ./config.toml, else /etc/glaneur/config.toml' -r -F
+complete -c glaneur -n "__fish_glaneur_using_subcommand tor; and __fish_seen_subcommand_from release" -l quiet -d 'Says nothing where there is nothing to release, and passes over a configuration with mistakes'
 complete -c glaneur -n "__fish_glaneur_using_subcommand tor; and __fish_seen_subcommand_from release" -s h -l help -d 'Print help'
 complete -c glaneur -n "__fish_glaneur_using_subcommand tor; and __fish_seen_subcommand_from check" -l config -d 'Configuration; else $GLANEUR_CONFIG, else ./config.toml, else /etc/glaneur/config.toml' -r -F
 complete -c glaneur -n "__fish_glaneur_using_subcommand tor; and __fish_seen_subcommand_from check" -s h -l help -d 'Print help'

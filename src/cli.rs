@@ -64,7 +64,11 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum TorCommand {
     /// Lets tor attach streams by itself again, after a daemon with tor.binding = "strict" was killed
-    Release,
+    Release {
+        /// Says nothing where there is nothing to release, and passes over a configuration with mistakes
+        #[arg(long)]
+        quiet: bool,
+    },
     /// Says whether Tor is there, bootstrapped, isolating, without Conflux, and which line of torrc mends what is wrong
     Check,
 }
@@ -95,7 +99,7 @@ pub fn run() -> Exit {
         Command::Serve => serve::run(config),
         Command::Check => check::run(config),
         Command::Explain { subject } => explain::run(config, &subject),
-        Command::Tor(TorCommand::Release) => release::run(config),
+        Command::Tor(TorCommand::Release { quiet }) => release::run(config, quiet),
         Command::Circuits { at, json } => circuits::run(config, at, json),
         Command::Tor(TorCommand::Check) => tor::check(config),
         Command::Generate { dir } => generate::run(&dir),

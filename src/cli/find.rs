@@ -38,6 +38,13 @@ pub fn config(argument: Option<&Path>) -> Result<Found, Exit> {
     }
 }
 
+/// As [`config`], without a word on what is wrong with it.
+pub fn config_if_right(argument: Option<&Path>) -> Result<Found, Exit> {
+    let path = path(argument)?;
+    let (_, config) = read(&path).map_err(|refusal| refusal.exit)?;
+    Ok(Found { path, config })
+}
+
 /// What the daemon would take, found where `argument` or the usual places say.
 pub fn load(argument: Option<&Path>) -> Result<Loaded, Exit> {
     let path = path(argument)?;

@@ -9,15 +9,22 @@ use crate::config::Binding;
 use crate::exit::Exit;
 use crate::scraper::control::{Released, release};
 
-pub fn run(config: Option<&Path>) -> Exit {
-    let found = match find::config(config) {
+/// `quiet`: for a service manager, which asks after each end of the daemon. A daemon that was not started for mistakes in
+/// its configuration has said them, and held nothing.
+pub fn run(config: Option<&Path>, quiet: bool) -> Exit {
+    let found = match if quiet { find::config_if_right(config) } else { find::config(config) } {
         Ok(found) => found,
         Err(exit) => return exit,
     };
+    let say_nothing_to_do = |why| {
+        if !quiet {
+            say(format_args!("nothing to release: {why}"));
+        }
+        Exit::Ok
+    };
     let tor = &found.config.tor;
     let (Some(address), Binding::Strict) = (tor.control, tor.binding) else {
-        say(format_args!("nothing to release: tor.binding is not \"strict\""));
-        return Exit::Ok;
+        return say_nothing_to_do("tor.binding is not \"strict\"");
     };
     let password = match secrets::control_password(&found.config) {
         Ok(password) => password,
@@ -34,10 +41,7 @@ pub fn run(config: Option<&Path>) -> Exit {
         }
     };
     match runtime.block_on(release(address, password.as_ref())) {
-        Ok(Released { was_held: false, .. }) => {
-            say(format_args!("nothing to release: tor attaches streams by itself"));
-            Exit::Ok
-        }
+        Ok(Released { was_held: false, .. }) => say_nothing_to_do("tor attaches streams by itself"),
         Ok(Released { was_held: true, attached }) => {
             say(format_args!("tor attaches streams by itself again; {attached} waited"));
             Exit::Ok

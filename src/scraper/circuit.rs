@@ -221,6 +221,7 @@ impl Circuit {
     pub fn serve(&mut self, site: Option<SiteName>) {
         self.settings.roster.note(self.id, |row| row.visiting.clone_from(&site));
         self.visited_by = self.by().filter(|_| site.is_some());
+        self.asked = None; // Of a visit that was broken off.
         self.serves = site;
     }
 

@@ -25,7 +25,7 @@ pub use strict::Unbound;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -59,6 +59,8 @@ struct Shared {
     relays: Mutex<HashMap<Box<str>, Arc<ExitRelay>>>,
     /// Also for circuits that died in the middle of a visit, which nobody took a turn for.
     builds: Semaphore,
+    /// Circuits that were built, of all scrapers.
+    built: AtomicU64,
     /// Why tor builds no circuit, as long as it does not; strict only.
     cannot_build: watches::Sender<Option<String>>,
     /// Set for good by [`Control::release`].
@@ -102,6 +104,7 @@ impl Control {
             book: watches::channel(Book::default()).0,
             relays: Mutex::default(),
             builds: Semaphore::new(BUILDS_MAX),
+            built: AtomicU64::new(0),
             cannot_build: watches::channel(None).0,
             stopping: AtomicBool::new(false),
         }))

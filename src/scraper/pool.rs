@@ -220,7 +220,8 @@ impl Actor for PoolActor {
             Msg::Revive { worker } => state.revive(worker, &me).await?,
             Msg::Look => {
                 failpoint::hit(Point::ScrapersTick);
-                state.next_look = None;
+                // Another one may be on its way; it is for a later moment, and not to be planned twice.
+                state.next_look = state.next_look.filter(|planned| Instant::now() < *planned);
                 state.start_missing(&me).await?;
                 state.queue.resume(Instant::now());
             }
@@ -382,8 +383,8 @@ impl State {
             match self.queue.next(Instant::now(), open) {
                 Next::Start(label, visit) => self.hand_over(free, label, visit),
                 Next::Wait(until) => {
-                    self.look_at(until, me);
-                    return self.hedge(open, me);
+                    let next = [until, self.hedge(open)].into_iter().flatten().min();
+                    return self.look_at(next, me);
                 }
             }
         }

@@ -4,10 +4,12 @@
 //! a day; the others of its shop wait for that visit, and no time runs for them. It travels as the shop's own
 //! requests do: by the same way, in its turn, through the circuit of the visit that asks.
 //!
-//! * R1 4xx: there is none, all is allowed (2.3.1.3); so are too many redirects (2.3.1.2).
+//! * R1 4xx: there is none, all is allowed (2.3.1.3); so are too many redirects (2.3.1.2), and one that leads away from the
+//!   shop's own hosts.
 //! * R2 429, 5xx and what brings no answer is an error (2.3.1.4): nothing is fetched there, and it is asked for again later.
 //!   A copy that is there is used meanwhile, however old (2.4). What may be the circuit's doing is tried through another
-//!   at once, but not for ever.
+//!   at once, but not for ever. It is an error of every visit that needs it, so that a shop which is down ends its visits
+//!   after their attempts; only one that says when to come back is waited for.
 //! * R3 A doubtful answer is kept for ten minutes only: an exit that a shop refuses is told 403 for all it asks,
 //!   a challenge is a page, and an exit that dies cuts a file without a length in two.
 //!
@@ -23,6 +25,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use url::Url;
 
+use crate::model::Reason;
 use crate::model::page::{End, Page, Via};
 use crate::supervisor::policy::{Backoff, Roll};
 use rules::{Rule, Rules};
@@ -30,8 +33,9 @@ use rules::{Rule, Rules};
 /// No longer than this (2.4).
 const KEEP_FOR: Duration = Duration::from_secs(24 * 3_600);
 const KEEP_DOUBTFUL_FOR: Duration = Duration::from_secs(600);
-/// Until it is asked for again after an error; doubles with each.
-const AGAIN_AFTER: Backoff = Backoff { min: Duration::from_secs(30), max: Duration::from_secs(15 * 60) };
+/// Until it is asked for again after an error; doubles with each. At the longest it is no burden for a shop that is down,
+/// and with all its attempts no visit waits for long.
+const AGAIN_AFTER: Backoff = Backoff { min: Duration::from_secs(30), max: Duration::from_secs(120) };
 /// Failures of its way in a row, each through another circuit, after which the fault is taken for the shop's.
 const MISSES_MAX: u32 = 3;
 /// One for each host that shops are searched and read at; more come only of a shop whose links name ports at will.
@@ -55,19 +59,21 @@ pub struct Known {
     errors: u32,
     /// Failures of the way since the last error.
     misses: u32,
+    /// Why it could not be got, and whether the shop said when to come back.
+    failed: Option<(Reason, bool)>,
     /// Shops whose search it forbids, and that were told so since it was got.
     told: BTreeSet<Box<str>>,
 }
 
 /// What is to be done about a robots.txt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Need {
     /// What is known holds.
     Nothing,
     /// It has to be asked for.
     Ask,
-    /// It could not be got, and it is not time yet to try again.
-    Wait { until: Instant },
+    /// It could not be got, and it is not time yet to try again. `held`: the shop itself said until when.
+    Wait { until: Instant, reason: Reason, held: bool },
 }
 
 /// What an answer means.
@@ -91,7 +97,7 @@ impl Meaning {
                 Self::Rules { rules: Rules::parse(&page.bytes), keep: KEEP_DOUBTFUL_FOR }
             }
             200..=299 => Self::Rules { rules: Rules::parse(&page.bytes), keep: KEEP_FOR },
-            401 | 403 => Self::Rules { rules: Rules::default(), keep: KEEP_DOUBTFUL_FOR },
+            401 | 403 => Self::doubtful_none(),
             status @ 429 => Self::Error { status },
             400..=499 => Self::none(),
             status => Self::Error { status },
@@ -101,6 +107,11 @@ impl Meaning {
     /// There is no robots.txt.
     pub fn none() -> Self {
         Self::Rules { rules: Rules::default(), keep: KEEP_FOR }
+    }
+
+    /// There seems to be none; another exit may see one.
+    pub fn doubtful_none() -> Self {
+        Self::Rules { rules: Rules::default(), keep: KEEP_DOUBTFUL_FOR }
     }
 }
 
@@ -118,10 +129,12 @@ impl RobotsCache {
 
 impl Known {
     pub fn need(&self, now: Instant) -> Need {
-        match self.until {
-            Some(until) if now < until && self.rules.is_none() => Need::Wait { until },
-            Some(until) if now < until => Need::Nothing,
-            Some(_) | None => Need::Ask,
+        match (self.until, &self.rules, &self.failed) {
+            (Some(until), None, Some((reason, held))) if now < until => {
+                Need::Wait { until, reason: reason.clone(), held: *held }
+            }
+            (Some(until), _, _) if now < until => Need::Nothing,
+            (Some(_) | None, _, _) => Need::Ask,
         }
     }
 
@@ -136,10 +149,17 @@ impl Known {
     }
 
     /// It could not be got; how long to wait, of which the shop may have said the least.
-    pub fn fail(&mut self, asked_for: Option<Duration>, now: Instant, roll: Roll) -> Duration {
+    pub fn fail(
+        &mut self,
+        reason: Reason,
+        asked_for: Option<Duration>,
+        now: Instant,
+        roll: Roll,
+    ) -> Duration {
         let pause = asked_for.unwrap_or_else(|| AGAIN_AFTER.pause(self.errors, roll));
         (self.errors, self.misses) = (self.errors.saturating_add(1), 0);
         self.until = Some(now + pause);
+        self.failed = Some((reason, asked_for.is_some()));
         pause
     }
 
@@ -194,6 +214,10 @@ mod tests {
         }
     }
 
+    fn why() -> Reason {
+        Reason::new("robots_error", "robots.txt: status 503")
+    }
+
     #[test]
     fn it_is_asked_for_once_and_again_after_a_day() {
         let now = Instant::now();
@@ -211,16 +235,17 @@ mod tests {
         let mut known = Known::default();
         let mut pauses = Vec::new();
         for _ in 0..7 {
-            let pause = known.fail(None, now, Roll(0));
-            assert_eq!(known.need(now), Need::Wait { until: now + pause });
+            let pause = known.fail(why(), None, now, Roll(0));
+            assert_eq!(known.need(now), Need::Wait { until: now + pause, reason: why(), held: false });
             assert_eq!(known.need(now + pause), Need::Ask);
             pauses.push(pause.as_secs());
         }
-        assert_eq!(pauses, [30, 60, 120, 240, 480, 900, 900]);
+        assert_eq!(pauses, [30, 60, 120, 120, 120, 120, 120]);
         let said = Duration::from_secs(7);
-        assert_eq!(known.fail(Some(said), now, Roll(0)), said, "the shop knows better");
+        assert_eq!(known.fail(why(), Some(said), now, Roll(0)), said, "the shop knows better");
+        assert!(matches!(known.need(now), Need::Wait { held: true, .. }));
         known.learn(Rules::default(), KEEP_FOR, now);
-        assert_eq!(known.fail(None, now, Roll(0)), AGAIN_AFTER.min, "and is forgiven");
+        assert_eq!(known.fail(why(), None, now, Roll(0)), AGAIN_AFTER.min, "and is forgiven");
     }
 
     #[test]
@@ -228,7 +253,7 @@ mod tests {
         let now = Instant::now();
         let mut known = Known::default();
         assert_eq!([known.miss(), known.miss(), known.miss()], [false, false, true]);
-        known.fail(None, now, Roll(0));
+        known.fail(why(), None, now, Roll(0));
         assert!(!known.miss(), "counted anew");
         known.learn(Rules::default(), KEEP_FOR, now);
         assert!(known.miss(), "an old one will do at once");
@@ -240,7 +265,7 @@ mod tests {
         let mut known = Known::default();
         known.learn(Rules::parse(TEXT.as_bytes()), KEEP_FOR, now);
         let later = now + 2 * KEEP_FOR;
-        known.fail(None, later, Roll(0));
+        known.fail(why(), None, later, Roll(0));
         assert_eq!(known.need(later), Need::Nothing);
         assert!(known.forbid(&search()).is_some());
         assert_eq!(known.need(later + AGAIN_AFTER.min), Need::Ask);

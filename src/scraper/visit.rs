@@ -275,7 +275,7 @@ impl<'a> Call<'a> {
             self.gear.tor.lose(away, None);
             return Stop::PutBack;
         }
-        if let FetchError::NoOtherExit { .. } = error {
+        if let FetchError::NoOtherExit { blocked: true, .. } = error {
             // As good as asked and refused: what a shop that blocks every exit is suspended for.
             let (rule, way) = (error.to_string(), self.circuit.way(via));
             return Stop::Refused { rule, way, again: Again::Soon };

@@ -244,6 +244,26 @@ async fn a_robots_txt_that_cannot_be_got_is_asked_for_again_later_and_refuses_no
     assert_eq!(failed.unwrap()["detail"], "robots.txt: status 503");
 }
 
+/// A shop that is down costs its visits what any error costs, however many there are: none waits for those before it.
+#[tokio::test]
+async fn a_robots_txt_that_cannot_be_got_is_an_error_of_every_visit_that_needs_it() {
+    let stage = Stage::direct(stocked(&REAL)).only(ONLY).set("fetch", "attempts_max", 1);
+    let shop = stage.shops.of(ONLY);
+    shop.behave(When::Robots, Conduct::Status(503));
+    let daemon = stage.start().await;
+    accepted(daemon.submit(&batch(REAL)).await.unwrap());
+    let (products, _) = stage.finished(REAL.len()).await;
+    let name = ONLY.name();
+    let of_robots = |product: &Value| {
+        product["errors"][name]["kind"] == "robots_error"
+            && product["errors"][name]["detail"] == "robots.txt: status 503"
+    };
+    assert!(products.iter().all(of_robots), "{products:?}");
+    assert_eq!(shop.robots_hits().len(), 1, "once for all of them");
+    assert!(shop.hits().is_empty(), "nothing is fetched unread");
+    assert_eq!(daemon.events("shop_held").len(), 0);
+}
+
 #[tokio::test]
 async fn a_robots_txt_at_the_end_of_too_many_redirects_is_none() {
     let stage = Stage::direct(stocked(&[REAL[0]])).only(ONLY).set("fetch", "redirects_max", 0);

@@ -18,22 +18,25 @@ const DIALS_MAX: u32 = 12;
 /// What a dial came to, once its way is known.
 enum Way {
     Through(TcpStream),
-    /// Nothing was sent: once more.
-    Again,
+    /// Nothing was sent: once more. `blocked`: the shop blocks the exit; else the circuit is not the one that was promised.
+    Again {
+        blocked: bool,
+    },
     Ended(FetchError),
 }
 
 impl Circuit {
     /// A stream to the shop, through an exit that it does not block as far as that can be known.
     pub(super) async fn reach_through_tor(&mut self, host: &str, port: u16) -> Result<TcpStream, FetchError> {
+        let mut any_blocked = false;
         for _ in 0..DIALS_MAX {
             match self.try_through_tor(host, port).await {
                 Way::Through(tcp) => return Ok(tcp),
-                Way::Again => {}
+                Way::Again { blocked } => any_blocked |= blocked,
                 Way::Ended(error) => return Err(error),
             }
         }
-        Err(FetchError::NoOtherExit { tried: DIALS_MAX })
+        Err(FetchError::NoOtherExit { tried: DIALS_MAX, blocked: any_blocked })
     }
 
     async fn try_through_tor(&mut self, host: &str, port: u16) -> Way {
@@ -57,7 +60,7 @@ impl Circuit {
                     return Way::Ended(FetchError::Unreached { reply, reason: None });
                 };
                 if bound.is_some_and(|circuit| !control.stands(circuit)) {
-                    return Way::Again;
+                    return Way::Again { blocked: false };
                 }
                 let reason = control.refusal(&owner).await;
                 let reason = reason.and_then(|reason| StreamReason::parse(&reason));
@@ -73,14 +76,14 @@ impl Circuit {
         match (bound, route) {
             (Some(bound), Some((circuit, exit))) if bound == circuit => self.exit_is(Some(exit)),
             // Tor attached it by itself, or does not say: not the circuit that was promised.
-            (Some(_), _) => return Way::Again,
+            (Some(_), _) => return Way::Again { blocked: false },
             (None, Some((_, exit))) => self.exit_is(Some(exit)),
             (None, None) => self.exit_is(None),
         }
         if self.is_blocked_here() {
             self.avoid_blocked_exit();
             self.note_use(Via::Tor); // The fetch that is under way goes on through the new one.
-            return Way::Again;
+            return Way::Again { blocked: true };
         }
         Way::Through(tcp)
     }
@@ -90,7 +93,7 @@ impl Circuit {
         let is_blocked = |exit: &_| site.is_some_and(|site| blocks.is_blocked(site, exit, Instant::now()));
         control.bind(owner, is_blocked).await.map_err(|unbound| match unbound {
             Unbound::Away(away) => FetchError::Tor(away),
-            Unbound::NoOtherExit { tried } => FetchError::NoOtherExit { tried },
+            Unbound::NoOtherExit { tried, blocked } => FetchError::NoOtherExit { tried, blocked },
         })
     }
 

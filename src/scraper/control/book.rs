@@ -21,8 +21,8 @@ pub struct Book {
     streams: HashMap<StreamNo, (Owner, u16)>,
     /// Where the last stream of an owner went, by its port.
     routes: HashMap<Owner, Route>,
-    /// Why the last stream of an owner came to nothing.
-    refusals: HashMap<Owner, Box<str>>,
+    /// Of owners that dial: why the last one came to nothing, if it did.
+    refusals: HashMap<Owner, Option<Box<str>>>,
     /// Owners whose streams the daemon attaches, and to what.
     bound: HashMap<Owner, Option<CircuitNo>>,
 }
@@ -111,7 +111,7 @@ impl Book {
             StreamStatus::Detached => self.refused(stream, owner, ours),
             StreamStatus::Failed | StreamStatus::Closed => {
                 // The first word is the exit's; what follows may be our own.
-                if !self.refusals.contains_key(owner) {
+                if self.refusal(owner).is_none() {
                     self.refused(stream, owner, ours);
                 }
                 self.streams.remove(&stream.id);
@@ -121,21 +121,20 @@ impl Book {
     }
 
     fn refused(&mut self, stream: &Stream, owner: &Owner, ours: bool) {
-        if let Some(reason) = stream.reason.clone().filter(|_| ours)
-            && self.refusals.len() < STREAMS_MAX
-        {
-            self.refusals.insert(owner.clone(), reason);
+        // Of an owner that was retired nobody asks any more.
+        if let (Some(last), Some(reason), true) = (self.refusals.get_mut(owner), &stream.reason, ours) {
+            *last = Some(reason.clone());
         }
     }
 
     /// An owner dials: what its last dial came to is forgotten.
     pub fn dials(&mut self, owner: &Owner) {
-        self.refusals.remove(owner);
+        self.refusals.insert(owner.clone(), None);
     }
 
     /// Why the dial of this owner came to nothing, in tor's words; the exit's where there are any.
     pub fn refusal(&self, owner: &Owner) -> Option<&str> {
-        self.refusals.get(owner).map(|reason| &**reason)
+        self.refusals.get(owner)?.as_deref()
     }
 
     /// Where the stream from this port went, with the exit.
@@ -269,6 +268,7 @@ mod tests {
     #[test]
     fn a_dial_that_fails_is_told_with_the_first_reason_of_its_own() {
         let mut book = used();
+        book.dials(&owner("ours1"));
         assert_eq!(book.refusal(&owner("ours1")), None);
         for (status, reason) in [("DETACHED", "EXITPOLICY"), ("CLOSED", "MISC")] {
             tell(&mut book, &format!("2 {status} 7 a.test:80 REASON=END REMOTE_REASON={reason}"), "ours1");
@@ -278,6 +278,16 @@ mod tests {
         assert_eq!(book.refusal(&owner("theirs")), None, "nobody asks for theirs");
         book.dials(&owner("ours1"));
         assert_eq!(book.refusal(&owner("ours1")), None);
+    }
+
+    /// Kept connections end after their circuit was retired, and tor tells of each.
+    #[test]
+    fn what_comes_of_a_retired_owner_is_not_remembered() {
+        let mut book = used();
+        book.dials(&owner("ours1"));
+        book.forget(&owner("ours1"));
+        tell(&mut book, "1 CLOSED 7 a.test:80 REASON=DONE", "ours1");
+        assert!(book.refusals.is_empty());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The strict grade: a circuit for each scraper, launched by us, with an exit that is known before anything goes out.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
@@ -15,7 +16,7 @@ use crate::supervisor::policy::{Backoff, Roll};
 /// Launches for one dial that end on exits which the shop blocks. With half of all exits blocked, one dial in four
 /// thousand finds none.
 pub const ELSEWHERE_MAX: u32 = 12;
-/// Launches in a row that fail before tor is taken for one that cannot build.
+/// Launches in a row that fail, while nobody else's succeed, before tor is taken for one that cannot build.
 const TRIES_MAX: u32 = 3;
 /// Tor gives up by itself sooner, by what it has learnt of its network; a test network has 60 s.
 const BUILT_WITHIN: Duration = Duration::from_secs(20);
@@ -26,9 +27,10 @@ const TRIALS: Backoff = Backoff { min: Duration::from_millis(500), max: Duration
 #[derive(Debug)]
 pub enum Unbound {
     Away(TorAway),
-    /// So many circuits ended on exits that the shop blocks.
+    /// So many circuits ended on exits that the shop blocks, or, if none did, were lost.
     NoOtherExit {
         tried: u32,
+        blocked: bool,
     },
 }
 
@@ -40,6 +42,7 @@ impl Control {
         owner: &Owner,
         is_blocked: impl Fn(&ExitRelay) -> bool,
     ) -> Result<CircuitNo, Unbound> {
+        let mut blocked = false;
         for _ in 0..=ELSEWHERE_MAX {
             let client = self.client_or_away()?;
             let bound = self.0.book.borrow().bound(owner);
@@ -47,7 +50,7 @@ impl Control {
                 Some(bound) => bound,
                 None => {
                     self.0.book.send_modify(|book| book.bind(owner, None));
-                    let built = self.build(&client).await?;
+                    let Some(built) = self.build(&client).await? else { continue };
                     self.0.book.send_modify(|book| book.bind(owner, Some(built.0)));
                     built
                 }
@@ -55,11 +58,12 @@ impl Control {
             if !is_blocked(&*self.relay(&client, &exit).await) {
                 return Ok(circuit);
             }
+            blocked = true;
             // Nothing went through it for this shop, so this is no rotation: only another choice.
             self.0.book.send_modify(|book| book.bind(owner, None));
             client.close_circuit(circuit);
         }
-        Err(Unbound::NoOtherExit { tried: ELSEWHERE_MAX })
+        Err(Unbound::NoOtherExit { tried: ELSEWHERE_MAX, blocked })
     }
 
     /// Whether the circuit still stands.
@@ -74,17 +78,22 @@ impl Control {
         self.client().ok_or_else(nobody)
     }
 
-    async fn build(&self, client: &Client) -> Result<(CircuitNo, Hop), Unbound> {
+    /// `None`: the launches of this one failed, but not those of others.
+    async fn build(&self, client: &Client) -> Result<Option<(CircuitNo, Hop)>, Unbound> {
         // Closed never: the semaphore lives as long as this.
         let _turn = self.0.builds.acquire().await;
+        let before = self.0.built.load(Ordering::Relaxed);
         let mut reason = String::new();
         for _ in 0..TRIES_MAX {
             match self.build_once(client).await {
-                Ok(built) => return Ok(built),
+                Ok(built) => return Ok(Some(built)),
                 Err(why) => reason = why,
             }
             // The connection may have gone meanwhile, which is another matter.
             self.client_or_away()?;
+        }
+        if before != self.0.built.load(Ordering::Relaxed) {
+            return Ok(None);
         }
         self.cannot_build(&reason);
         Err(Unbound::Away(TorAway::new(format!("tor builds no circuit: {reason}"))))
@@ -101,6 +110,7 @@ impl Control {
         });
         match built.await {
             Ok(Progress::Built(exit)) => {
+                self.0.built.fetch_add(1, Ordering::Relaxed);
                 launched.keep();
                 Ok((circuit, exit))
             }

@@ -33,7 +33,7 @@ pub enum FetchError {
     Unreached { reply: SocksReply, reason: Option<StreamReason> },
     /// Nothing was sent to the shop.
     #[error("all of {tried} circuits ended on exits that the shop blocks, or were lost")]
-    NoOtherExit { tried: u32 },
+    NoOtherExit { tried: u32, blocked: bool },
     #[error("connect to the shop")]
     Connect { source: io::Error, seen: bool },
     #[error("no connection within {limit:?}")]
@@ -98,7 +98,8 @@ impl FetchError {
             | Self::FirstByteTimeout { .. }
             | Self::SilenceTimeout { .. }
             | Self::Deadline { .. } => "timeout",
-            Self::NoOtherExit { .. } => "blocked",
+            Self::NoOtherExit { blocked: true, .. } => "blocked",
+            Self::NoOtherExit { blocked: false, .. } => "connect",
             Self::Tls { .. } => "tls",
             Self::Truncated { .. } => "truncated",
             Self::Protocol { .. } => "protocol",

@@ -4,10 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::ActorRef;
 use tokio::time::Instant;
 
-use super::{InHand, Msg, State, Worker};
+use super::{InHand, State, Worker};
 use crate::model::page::Via;
 use crate::scraper::actor::{self, Gear};
 use crate::scraper::queue::{Label, Open};
@@ -63,18 +62,19 @@ impl State {
         self.hedging.retain(|site, _| self.gear.shops.contains_key(site));
     }
 
-    /// Starts slow visits once more, the slowest first, while a scraper is free that no shop is about to want.
-    pub(super) fn hedge(&mut self, open: Open, me: &ActorRef<Msg>) {
+    /// Starts slow visits once more, the slowest first, while a scraper is free that no shop is about to want; when to look
+    /// again.
+    pub(super) fn hedge(&mut self, open: Open) -> Option<Instant> {
         loop {
             let free = self.workers.iter().take(self.gear.scrapers).filter(|worker| worker.is_free()).count();
             if free <= self.queue.about_to_start(open) {
-                return; // Looked at again when a visit is over.
+                return None; // Looked at again when a visit is over.
             }
             let now = Instant::now();
             let found = self.slowest(now, open);
             match found.slowest {
                 Some((worker, _)) => self.start_twin_of(worker, now),
-                None => return self.look_at(found.next, me),
+                None => return found.next,
             }
         }
     }

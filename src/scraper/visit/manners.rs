@@ -7,6 +7,7 @@ use url::Url;
 
 use super::{Call, Shop, Stop, Ticket, failed};
 use crate::batch::machine::Again;
+use crate::model::Reason;
 use crate::model::page::Request;
 use crate::scraper::errand::Errand;
 use crate::scraper::fetch::{FetchError, FetchLimits, Redirects, Verdict};
@@ -48,10 +49,14 @@ impl Call<'_> {
         match known.need(Instant::now()) {
             Need::Nothing => {}
             Need::Ask => self.ask_robots(&mut known, shop, url, errand, ticket).await?,
-            Need::Wait { until } => {
+            Need::Wait { until, held: true, .. } => {
                 // Whoever tried is charged; all others wait in the queue.
                 errand.pace().hold(until, Instant::now());
                 return Err(Stop::PutBack);
+            }
+            Need::Wait { until, reason, held: false } => {
+                let again = Again::After(until.saturating_duration_since(Instant::now()));
+                return Err(Stop::Failed { reason, again });
             }
         }
         let Some(rule) = known.forbid(url) else { return Ok(()) };
@@ -91,6 +96,12 @@ impl Call<'_> {
                 Meaning::of(&page)
             }
             Err(FetchError::TooManyRedirects { .. }) => Meaning::none(),
+            // It leads where we do not go: as good as none, for as long as a doubtful one is believed.
+            Err(
+                FetchError::RedirectElsewhere { .. }
+                | FetchError::RedirectDowngrade
+                | FetchError::RedirectInvalid,
+            ) => Meaning::doubtful_none(),
             Err(error) => {
                 let stop = self.stop_for(&error, &request, first.via).await;
                 let is_charged = matches!(stop, Stop::Failed { .. });
@@ -113,17 +124,21 @@ impl Call<'_> {
         }
     }
 
-    /// The shop is left alone until its robots.txt is asked for again, unless an old one will do.
+    /// Nothing is fetched until it is asked for again, unless an old one will do.
     fn robots_failed(&self, known: &mut Known, errand: &Errand<'_>, stop: Stop) -> Result<(), Stop> {
-        let Stop::Failed { reason, .. } = stop else { return Err(stop) };
+        let Stop::Failed { reason, again } = stop else { return Err(stop) };
         let now = Instant::now();
         let asked_for = self.circuit.retry_after().filter(|pause| !pause.is_zero());
-        let pause = known.fail(asked_for, now, Roll::by_chance());
+        let reason = Reason::new(&reason.kind, format!("robots.txt: {}", reason.detail));
+        let pause = known.fail(reason.clone(), asked_for, now, Roll::by_chance());
         if known.need(now) == Need::Nothing {
             return Ok(());
         }
-        hold(errand, pause, &format!("robots.txt: {}", reason.detail));
-        failed("robots_error", reason.detail, Again::After(pause)).about_robots()
+        if asked_for.is_some() {
+            hold(errand, pause, &reason.detail);
+        }
+        let again = if again == Again::Never { Again::Never } else { Again::After(pause) };
+        Err(Stop::Failed { reason, again })
     }
 
     /// A 429 or 503 that says for how long holds the whole shop; how long any answer took may change its interval.

@@ -21,6 +21,8 @@ async fn an_onion_shop_is_visited_like_any_other_and_one_that_is_gone_says_so() 
     let stage = stage
         .set("sites.cocooncenter", "base", base.clone())
         .set("sites.pharmagdd", "base", format!("http://{NOBODY}"))
+        // The search itself is to meet its absence, not the question for leave.
+        .set("sites.pharmagdd", "robots", false)
         .set("sites.drakkars", "enabled", false);
     let daemon = stage.start().await;
     accepted(daemon.submit(&batch(REAL)).await.unwrap());
