@@ -6,6 +6,7 @@
 mod alone;
 mod change;
 mod hedge;
+mod look;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,6 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use self::look::NextLook;
 use super::actor::{self, Gear, ScraperActor};
 use super::hedge::Hedging;
 use super::queue::{Label, Next, Open, Queue};
@@ -126,8 +128,7 @@ struct State {
     incarnations: u64,
     drain: watch::Sender<Option<Instant>>,
     drained: Option<RpcReplyPort<()>>,
-    /// The moment of the earliest `Look` that is already on its way.
-    next_look: Option<Instant>,
+    next_look: NextLook,
     tor_watcher: Watcher,
     /// Where there is a control port.
     _control_watcher: Option<Watcher>,
@@ -193,7 +194,7 @@ impl Actor for PoolActor {
             incarnations: 0,
             drain: watch::channel(None).0,
             drained: None,
-            next_look: None,
+            next_look: NextLook::default(),
             tor_watcher: watch_tor(&gear),
             _control_watcher: gear
                 .tor
@@ -220,8 +221,7 @@ impl Actor for PoolActor {
             Msg::Revive { worker } => state.revive(worker, &me).await?,
             Msg::Look => {
                 failpoint::hit(Point::ScrapersTick);
-                // Another one may be on its way; it is for a later moment, and not to be planned twice.
-                state.next_look = state.next_look.filter(|planned| Instant::now() < *planned);
+                state.next_look.looked(Instant::now());
                 state.start_missing(&me).await?;
                 state.queue.resume(Instant::now());
             }
@@ -401,8 +401,7 @@ impl State {
 
     fn look_at(&mut self, until: Option<Instant>, me: &ActorRef<Msg>) {
         let Some(until) = until else { return };
-        if self.next_look.is_none_or(|planned| until < planned) {
-            self.next_look = Some(until);
+        if self.next_look.plan(until) {
             me.send_after(until.saturating_duration_since(Instant::now()), || Msg::Look);
         }
     }

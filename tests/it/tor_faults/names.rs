@@ -1,12 +1,14 @@
 //! An exit that gets a name wrong, or refuses: what Tor says of it tells little, so another exit is tried.
 
 use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
 
+use glaneur_kit::client::{self, Credentials};
 use glaneur_kit::tor::Lie;
 use glaneur_kit::{Catalogue, ShopKind, TorNetwork};
 
 use super::{assert_within_attempts, network};
-use crate::support::{REAL, accepted, batch};
+use crate::support::{LONG, REAL, accepted, batch};
 use crate::tor::{assert_only_exits_came, stage_behind};
 
 /// The only exit that is used, until the fault was met.
@@ -34,6 +36,8 @@ async fn is_got_over(
     let host = format!("{name}.test");
     let stage = stage.set("sites.cocooncenter", "base", format!("http://{host}:{port}"));
     network.use_exit(EXIT).await.unwrap();
+    // Relays that were stopped a moment ago may still have trouble with each other.
+    until_it_reaches(network, port).await;
     fault(port).await;
     let daemon = stage.start().await;
     accepted(daemon.submit(&batch([REAL[0]])).await.unwrap());
@@ -48,6 +52,21 @@ async fn is_got_over(
     assert_eq!(daemon.events("tor_lost").len(), 0, "{name}: Tor was there");
     assert_within_attempts(&daemon, &stage, ATTEMPTS_MAX);
     assert_only_exits_came(network, &stage);
+}
+
+/// Returns when somebody else gets through; each try has a circuit of its own.
+async fn until_it_reaches(network: &TorNetwork, port: u16) {
+    const TRY: Duration = Duration::from_secs(5);
+    let begun = Instant::now();
+    for number in 0.. {
+        let password = number.to_string();
+        let credentials = Credentials { user: "neighbour", password: &password };
+        let dial = client::through_socks(network.socks(), credentials, "any.test", port);
+        if let Ok(Ok(_)) = tokio::time::timeout(TRY, dial).await {
+            return;
+        }
+        assert!(begun.elapsed() < LONG, "the exit cannot be used");
+    }
 }
 
 #[tokio::test]
