@@ -38,7 +38,7 @@ pub fn config(argument: Option<&Path>) -> Result<Found, Exit> {
     }
 }
 
-/// As [`config`], without a word on what is wrong with it.
+/// As [`config()`], without a word on what is wrong with it.
 pub fn config_if_right(argument: Option<&Path>) -> Result<Found, Exit> {
     let path = path(argument)?;
     let (_, config) = read(&path).map_err(|refusal| refusal.exit)?;
