@@ -124,12 +124,7 @@ impl Circuit {
             }
             errand.turn().await;
         }
-        let mut connection = self.dial_in_turn(&origin, limits.connect, errand, sight).await?;
-        errand.leave().await;
-        if connection.sender.is_closed() {
-            // The shop asked meanwhile to be left alone, for longer than it keeps a connection that says nothing.
-            connection = self.dial_in_turn(&origin, limits.connect, errand, sight).await?;
-        }
+        let connection = self.dial_in_turn(&origin, limits.connect, errand, sight).await?;
         // Not watched anew: what came while TLS was agreed on is the shop's as well, and a moment old.
         self.exchange(exchange, connection, message, errand, sight).await.0
     }
