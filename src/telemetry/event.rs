@@ -246,9 +246,9 @@ events! {
           country: Option<&'a str>, attempt: u64, outcome: &'a str, detail: &'a str, duration_ms: u64,
           won_by: Option<&'a str> }
         => "Nothing, for one. If many of a shop fail in the same way, look at its recipe."
-    /// A circuit was retired; the next visit of its scraper uses a new one. The reason is `blocked`, `age`, `uses`,
-    /// `failures` (visits in a row that came to nothing), `slow` (against the others at a shop), or the kind of the error
-    /// that was plainly its doing.
+    /// A circuit was retired; the next visit of its scraper uses a new one. The reason is `blocked`, `exit_blocked` (before
+    /// anything was sent: its exit is one that the shop blocked), `age`, `uses`, `failures` (visits in a row that came to
+    /// nothing), `slow` (against the others at a shop), or the kind of the error that was plainly its doing.
     CircuitRetired = "circuit_retired", INFO, "circuit retired" { circuit: &'a str, reason: &'a str }
         => "Nothing."
     /// A shop is left alone until then, because of so many crashes of scrapers in its visits (reason `crashes`), or because
@@ -264,8 +264,8 @@ events! {
     /// One visit of a suspended shop was tried and ended well: the others follow.
     ShopResumed = "shop_resumed", INFO, "shop resumed" { site: &'a str, reason: &'a str }
         => "Nothing."
-    /// A shop asked to be left alone for a while (`Retry-After`), or its robots.txt cannot be got: all its visits wait until
-    /// then, uncharged.
+    /// A shop asked to be left alone for a while (`Retry-After`), be it for its robots.txt: all its visits wait until then,
+    /// uncharged.
     ShopHeld = "shop_held", INFO, "shop is left alone for a while: its visits wait"
         { site: &'a str, until: &'a str, seconds: u64, reason: &'a str }
         => "Nothing. If it repeats, lower the shop's rate."
