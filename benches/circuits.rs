@@ -11,26 +11,20 @@
 //! All tors have the plain scheduler: with their own, made for the internet, it is the limit on loopback.
 #![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
-use std::path::Path;
-use std::process::{ExitCode, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+#[path = "side/bare.rs"]
+mod bare;
 
-use glaneur::model::Gtin;
-use glaneur::model::page::{Request, Via};
-use glaneur::scraper::circuit::{Circuit, Settings};
-use glaneur::scraper::fetch::FetchLimits;
-use glaneur::scraper::tls::Tls;
-use glaneur::scraper::tor::TorGate;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bare::Took;
 use glaneur_kit::daemon::proc;
 use glaneur_kit::shop::{Conduct, When};
 use glaneur_kit::{
     Because, Catalogue, Config, Daemon, Receiver, Result, Shop, ShopKind, Shops, TorNetwork, Trouble, figures,
 };
-use serde_json::{Value, json};
-use tokio::process::Command;
-use tokio::task::JoinSet;
 
 /// Circuits, products and turns of each measurement. One circuit makes some three products a second: 2 000 of them would
 /// take eleven minutes on each side.
@@ -47,28 +41,26 @@ const BATCH_CIRCUITS: u32 = 24;
 const ANSWER_AFTER: Duration = Duration::from_secs(2);
 const TIMES_FASTER_MIN: f64 = 8.0;
 
-/// The argument that makes this program the bare loop.
-const BARE: &str = "--bare-loop";
-/// No expectation about speed: it only ends a run that would wait for ever.
-const TURN_MAX: Duration = Duration::from_secs(180);
-
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().collect();
-    match arguments.iter().position(|argument| argument == BARE) {
-        Some(at) => bare(&arguments[at + 1..]),
+    match bare::arguments() {
+        Some(arguments) => bare_loop(&arguments),
         None => figures(run()),
     }
 }
 
-fn bare(arguments: &[String]) -> ExitCode {
+fn bare_loop(arguments: &[String]) -> ExitCode {
     let looped = tokio::runtime::Runtime::new().because("start threads");
-    match looped.and_then(|runtime| runtime.block_on(bare_loop(arguments))) {
+    match looped.and_then(|runtime| runtime.block_on(bare::run(arguments, &catalogue(PRODUCTS_MAX)))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(trouble) => {
             eprintln!("{trouble}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn catalogue(products: usize) -> Catalogue {
+    Catalogue::synthetic(products, SEED)
 }
 
 async fn run() -> Result<bool> {
@@ -82,38 +74,8 @@ async fn run() -> Result<bool> {
     Ok(fast_enough && wide_enough)
 }
 
-/// What one turn took.
-#[derive(Clone, Copy, Default)]
-struct Took {
-    products: usize,
-    time: Duration,
-    /// Of the daemon, or of the loop.
-    cpu: Duration,
-    /// Of tor's client.
-    tor_cpu: Duration,
-}
-
-impl Took {
-    fn per_second(self) -> f64 {
-        self.products as f64 / self.time.as_secs_f64()
-    }
-
-    fn ms_each(self, cpu: Duration) -> f64 {
-        cpu.as_secs_f64() * 1e3 / self.products as f64
-    }
-
-    fn and(self, other: Self) -> Self {
-        Self {
-            products: self.products + other.products,
-            time: self.time + other.time,
-            cpu: self.cpu + other.cpu,
-            tor_cpu: self.tor_cpu + other.tor_cpu,
-        }
-    }
-}
-
 async fn throughput(network: &TorNetwork) -> Result<bool> {
-    let catalogue = Arc::new(Catalogue::synthetic(PRODUCTS_MAX, SEED));
+    let catalogue = Arc::new(catalogue(PRODUCTS_MAX));
     let shop = Shop::start(ShopKind::Cocooncenter, Arc::clone(&catalogue), &network.aliases())?;
     shop.behave(When::Pages, Conduct::Filler(PAGE_BYTES).after(PAGE_AFTER));
     println!("one shop, pages of {PAGE_BYTES} bytes after {PAGE_AFTER:?}, through the real tor");
@@ -143,7 +105,7 @@ async fn throughput(network: &TorNetwork) -> Result<bool> {
 }
 
 fn print(circuits: u32, products: usize, own: &[Took], bare: &[Took]) -> f64 {
-    let total = |turns: &[Took]| turns.iter().fold(Took::default(), |sum, turn| sum.and(*turn));
+    let total = Took::total;
     for (name, turns) in [("glaneur", own), ("bare loop", bare)] {
         let sum = total(turns);
         let (rate, cpu, tor_cpu) = (sum.per_second(), sum.ms_each(sum.cpu), sum.ms_each(sum.tor_cpu));
@@ -186,41 +148,15 @@ impl<'a> Side<'a> {
     }
 
     async fn through_the_daemon(&self, eans: &[String]) -> Result<Took> {
-        let before = self.receiver.records().len();
-        let (tor_cpu, cpu) = (self.tor_cpu()?, self.daemon.cpu_time()?);
-        let time = work_off(&self.daemon, &self.receiver, eans).await?;
-        let took = Took {
-            products: eans.len(),
-            time,
-            cpu: self.daemon.cpu_time()? - cpu,
-            tor_cpu: self.tor_cpu()? - tor_cpu,
-        };
-        let bodies = self.receiver.records().with(|seen| seen[before..].to_vec());
-        if bodies.iter().all(|seen| seen.json()["status"] == "found") {
-            Ok(took)
-        } else {
-            Err(Trouble::new("not every product was found"))
-        }
+        let tor_cpu = self.tor_cpu()?;
+        let took = bare::through_the_daemon(&self.daemon, &self.receiver, eans, 1).await?;
+        Ok(Took { tor_cpu: self.tor_cpu()? - tor_cpu, ..took })
     }
 
-    /// A process of its own, as the daemon is, so that its CPU time is its own.
     async fn through_the_bare_loop(&self, first: usize, products: usize) -> Result<Took> {
         let tor_cpu = self.tor_cpu()?;
-        let program = std::env::current_exe().because("find this program")?;
-        let output = Command::new(program)
-            .arg(BARE)
-            .arg(self.daemon.config_path())
-            .args([first.to_string(), products.to_string()])
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .kill_on_drop(true)
-            .output();
-        let output = tokio::time::timeout(TURN_MAX, output).await.because("wait for the bare loop")?;
-        let text = output.because("run the bare loop")?.stdout;
-        let figures: Value = serde_json::from_slice(&text).because("read the bare loop's figures")?;
-        let seconds = |name: &str| Duration::from_secs_f64(figures[name].as_f64().unwrap_or_default());
-        let tor_cpu = self.tor_cpu()? - tor_cpu;
-        Ok(Took { products, time: seconds("time"), cpu: seconds("cpu"), tor_cpu })
+        let took = bare::through_the_loop(&self.daemon.config_path(), first, products).await?;
+        Ok(Took { tor_cpu: self.tor_cpu()? - tor_cpu, ..took })
     }
 }
 
@@ -238,93 +174,8 @@ fn same_credentials(config: Config) -> Config {
     config.set("tor", "uses_max", 1_000_000).set("tor", "age_max", "590s")
 }
 
-/// From the submit to the last product webhook.
-async fn work_off(daemon: &Daemon, receiver: &Receiver, eans: &[String]) -> Result<Duration> {
-    let entries: Vec<Value> = eans.iter().map(|ean| json!({"primary": ean})).collect();
-    let before = receiver.records().len();
-    let begun = Instant::now();
-    let (status, answer) = daemon.submit(&json!({"eans": entries})).await?;
-    if status != 202 {
-        return Err(Trouble::new(format!("the batch got {status}: {answer}")));
-    }
-    while receiver.records().len() < before + eans.len() {
-        if TURN_MAX < begun.elapsed() {
-            return Err(Trouble::new(format!("not all products came within {TURN_MAX:?}")));
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    Ok(begun.elapsed())
-}
-
-/// All visits of some products, by as many workers as the daemon has scrapers, each with credentials of its own.
-async fn bare_loop(arguments: &[String]) -> Result<()> {
-    let [file, first, products] = arguments else { return Err(Trouble::new("a file and two numbers")) };
-    let (first, products): (usize, usize) =
-        (first.parse().because("read a number")?, products.parse().because("read a number")?);
-    let text = std::fs::read_to_string(file).because(format_args!("read {file}"))?;
-    let config = glaneur::config::parse(file, &text)
-        .map_err(|problems| Trouble::new(problems.iter().map(ToString::to_string).collect::<String>()))?;
-    let tls = Tls::new(None).because("set TLS up")?;
-    let settings = Settings::new(TorGate::new(config.tor.socks), tls);
-    let fetch = &config.fetch;
-    let limits = FetchLimits {
-        connect: fetch.connect_timeout,
-        first_byte: fetch.first_byte_timeout,
-        silence: fetch.silence_timeout,
-        body_bytes_max: fetch.body_bytes_max,
-        decoded_bytes_max: fetch.decoded_bytes_max,
-        redirects_max: fetch.redirects_max,
-        user_agent: fetch.user_agent.clone(),
-    };
-    let visits = Arc::new(visits(&config, first, products)?);
-    let next = Arc::new(AtomicUsize::new(0));
-    let (cpu, begun) = (proc::cpu_time(std::process::id())?, Instant::now());
-    let mut workers = JoinSet::new();
-    for worker in 0..config.tor.circuits {
-        let worker = u32::try_from(worker).because("number the workers")?;
-        let mut circuit = Circuit::new(worker, 0, 1, settings.clone());
-        let (visits, next, limits) = (Arc::clone(&visits), Arc::clone(&next), limits.clone());
-        workers.spawn(async move {
-            while let Some(visit) = visits.get(next.fetch_add(1, Ordering::Relaxed)) {
-                for request in visit {
-                    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
-                    let page = circuit.fetch(request, Via::Tor, &limits, &[], deadline).await;
-                    let page = page.because("fetch a page")?;
-                    if page.status != 200 {
-                        return Err(Trouble::new(format!("{} answered {}", request.url, page.status)));
-                    }
-                }
-            }
-            Ok(())
-        });
-    }
-    while let Some(worker) = workers.join_next().await {
-        worker.because("wait for a worker")??;
-    }
-    let (time, cpu) = (begun.elapsed(), proc::cpu_time(std::process::id())? - cpu);
-    println!("{}", json!({"time": time.as_secs_f64(), "cpu": cpu.as_secs_f64()}));
-    Ok(())
-}
-
-/// The two requests of every visit.
-fn visits(config: &glaneur::config::Config, first: usize, products: usize) -> Result<Vec<[Request; 2]>> {
-    let catalogue = Catalogue::synthetic(PRODUCTS_MAX, SEED);
-    let mut visits = Vec::new();
-    for ean in catalogue.eans().iter().skip(first).take(products) {
-        let gtin = Gtin::parse(ean).because("read a barcode")?;
-        let product = catalogue.product(ean).ok_or_else(|| Trouble::new("the catalogue lost a product"))?;
-        for recipe in &config.enabled_sites() {
-            let kind = ShopKind::ALL.into_iter().find(|kind| kind.name() == recipe.name);
-            let kind = kind.ok_or_else(|| Trouble::new("an unknown shop"))?;
-            let page = recipe.base.join(&kind.page_path(product)).because("make a URL")?;
-            visits.push([recipe.search_request(&gtin), recipe.page_request(&page)]);
-        }
-    }
-    Ok(visits)
-}
-
 async fn batch_of_eight(network: &TorNetwork) -> Result<bool> {
-    let catalogue = Catalogue::synthetic(BATCH, SEED);
+    let catalogue = catalogue(BATCH);
     let eans = catalogue.eans().to_vec();
     let shops = Shops::start(catalogue, &network.aliases())?;
     shops.behave(&When::Always, &Conduct::Normal.after(ANSWER_AFTER));
@@ -336,7 +187,7 @@ async fn batch_of_eight(network: &TorNetwork) -> Result<bool> {
     let config = config.circuits(BATCH_CIRCUITS);
     let daemon = Daemon::start(env!("CARGO_BIN_EXE_glaneur"), config).await?;
     daemon.wait_for_event("tor_found", |_| true).await?;
-    let wall = work_off(&daemon, &receiver, &eans).await?;
+    let wall = bare::through_the_daemon(&daemon, &receiver, &eans, shops.all.len()).await?.time;
     let visits = daemon.events("visit_ended");
     let found = visits.iter().filter(|visit| visit["outcome"] == "found").count();
     if found != BATCH * shops.all.len() {

@@ -23,6 +23,7 @@ mod redirect;
 pub use error::{FetchError, Verdict};
 pub use redirect::Redirects;
 
+use crate::config;
 use crate::model::page::{Method, Page, Request, Via};
 use crate::scraper::circuit::{Circuit, Connection, Origin, Sight};
 use crate::scraper::decode::ACCEPT_ENCODING;
@@ -51,6 +52,20 @@ pub struct FetchLimits {
     pub redirects_max: u32,
     /// Valid as a header's value; checked when the configuration was read.
     pub user_agent: String,
+}
+
+impl From<&config::Fetch> for FetchLimits {
+    fn from(fetch: &config::Fetch) -> Self {
+        Self {
+            connect: fetch.connect_timeout,
+            first_byte: fetch.first_byte_timeout,
+            silence: fetch.silence_timeout,
+            body_bytes_max: fetch.body_bytes_max,
+            decoded_bytes_max: fetch.decoded_bytes_max,
+            redirects_max: fetch.redirects_max,
+            user_agent: fetch.user_agent.clone(),
+        }
+    }
 }
 
 impl Circuit {
@@ -150,12 +165,20 @@ impl Circuit {
     async fn exchange(
         &mut self,
         Exchange { origin, url, limits }: Exchange<'_>,
-        connection: Connection,
+        mut connection: Connection,
         message: http::Request<Full<Bytes>>,
         errand: &mut Errand<'_>,
-        sight: &Sight,
+        sight: &mut Sight,
     ) -> (Result<Answer, FetchError>, bool) {
         errand.leave().await;
+        if !connection.kept && connection.sender.is_closed() {
+            // The shop was to be left alone for longer than it keeps a connection that says nothing. No wait is charged.
+            connection = match self.dial_in_turn(origin, limits.connect, errand, sight).await {
+                Ok(connection) => connection,
+                Err(error) => return (Err(error), true),
+            };
+            errand.leave().await;
+        }
         let asked = Instant::now();
         self.asked = (errand.via == Via::Tor).then_some(asked);
         let run = exchange::run(self, origin, connection, message, url, limits);

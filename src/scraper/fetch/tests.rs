@@ -511,6 +511,31 @@ mod turns {
     }
 
     #[tokio::test]
+    async fn a_connection_that_ended_while_its_shop_was_left_alone_is_made_again() {
+        let first = std::sync::atomic::AtomicBool::new(true);
+        let shop = Shop::start(None, move |mut visitor| {
+            let hangs_up = first.swap(false, std::sync::atomic::Ordering::Relaxed);
+            async move {
+                if hangs_up {
+                    return None;
+                }
+                visitor.request().await?;
+                visitor.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+                Some(())
+            }
+        })
+        .await;
+        let (pace, request) = (Pace::new(INTERVAL, Instant::now()), Request::get(shop.url("/")));
+        // Another request left just now, so this one waits with its connection.
+        pace.leave().await;
+        let mut errand = Errand::in_turn(Via::Direct, pace, soon());
+        let fetched =
+            circuit("127.0.0.1:1").fetch_in_turn(&request, &limits(), within(&[]), &mut errand).await;
+        assert_eq!(fetched.unwrap().bytes, b"ok");
+        assert_eq!(shop.requests().len(), 1);
+    }
+
+    #[tokio::test]
     async fn requests_whose_slots_are_long_past_leave_one_by_one() {
         let shop = Shop::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
         let pace = Pace::new(INTERVAL, Instant::now());
