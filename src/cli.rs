@@ -6,7 +6,6 @@ mod circuits;
 mod explain;
 mod find;
 mod generate;
-mod release;
 mod secrets;
 mod serve;
 mod tor;
@@ -99,7 +98,7 @@ pub fn run() -> Exit {
         Command::Serve => serve::run(config),
         Command::Check => check::run(config),
         Command::Explain { subject } => explain::run(config, &subject),
-        Command::Tor(TorCommand::Release { quiet }) => release::run(config, quiet),
+        Command::Tor(TorCommand::Release { quiet }) => tor::release(config, quiet),
         Command::Circuits { at, json } => circuits::run(config, at, json),
         Command::Tor(TorCommand::Check) => tor::check(config),
         Command::Generate { dir } => generate::run(&dir),
@@ -111,4 +110,16 @@ fn complain(message: impl std::fmt::Display) {
     use std::io::Write;
     // Nobody reads a closed pipe.
     let _ = writeln!(std::io::stderr(), "glaneur: {message}");
+}
+
+/// Waits for what a command asks once.
+fn wait_for<T>(answer: impl Future<Output = T>) -> Result<T, Exit> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime {
+        Ok(runtime) => Ok(runtime.block_on(answer)),
+        Err(error) => {
+            complain(format_args!("cannot ask: {error}"));
+            Err(Exit::Escalated)
+        }
+    }
 }

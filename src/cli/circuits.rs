@@ -8,7 +8,7 @@ use std::path::Path;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use serde::Deserialize;
 
-use super::{api, complain, find, secrets};
+use super::{api, complain, find, secrets, wait_for};
 use crate::exit::Exit;
 
 const PATH: &str = "/api/circuits";
@@ -23,24 +23,18 @@ pub fn run(config: Option<&Path>, at: Option<SocketAddr>, json: bool) -> Exit {
     let token = match secrets::bearer(&found.config) {
         Ok(token) => token,
         Err(what) => {
-            complain(format_args!("{what} (configuration: {})", found.path.display()));
+            found.complain(what);
             return Exit::File;
         }
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            complain(format_args!("cannot ask: {error}"));
-            return Exit::Escalated;
-        }
-    };
     let listens = at.unwrap_or(found.config.server.listen);
-    let body = match runtime.block_on(api::get(listens, token.as_deref(), PATH)) {
-        Ok(body) => body,
-        Err(error) => {
-            complain(format_args!("{error} (configuration: {})", found.path.display()));
+    let body = match wait_for(api::get(listens, token.as_deref(), PATH)) {
+        Ok(Ok(body)) => body,
+        Ok(Err(error)) => {
+            found.complain(error);
             return Exit::No;
         }
+        Err(exit) => return exit,
     };
     let mut out = std::io::stdout().lock();
     // Nobody reads a closed pipe.

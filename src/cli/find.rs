@@ -14,6 +14,13 @@ pub struct Found {
     pub config: Config,
 }
 
+impl Found {
+    /// Says what is wrong with a file that it names, or with what it leads to.
+    pub fn complain(&self, what: impl std::fmt::Display) {
+        complain(format_args!("{what} (configuration: {})", self.path.display()));
+    }
+}
+
 /// A configuration that is right in every part, with what the files that it names hold.
 #[derive(Debug)]
 pub struct Loaded {

@@ -1,4 +1,5 @@
 //! `glaneur tor check`: whether Tor is as the daemon needs it, in plain words, and which line of torrc mends what is not.
+//! `glaneur tor release` is in `release.rs`.
 //!
 //! Works beside a running daemon and without one; see `scraper/survey.rs` for what is asked, `verdict.rs` for what the
 //! answers mean.
@@ -6,14 +7,16 @@
 use std::io::Write;
 use std::path::Path;
 
-use super::{complain, find, secrets};
+use super::{find, secrets, wait_for};
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::model::page::Via;
 use crate::scraper::survey::{Asked, survey};
 
+mod release;
 mod verdict;
 
+pub use release::run as release;
 use verdict::{Needs, Verdict};
 
 pub fn check(config: Option<&Path>) -> Exit {
@@ -25,7 +28,7 @@ pub fn check(config: Option<&Path>) -> Exit {
     let password = match secrets::control_password(&found.config) {
         Ok(password) => password,
         Err(what) => {
-            complain(format_args!("{what} (configuration: {})", found.path.display()));
+            found.complain(what);
             return Exit::File;
         }
     };
@@ -34,14 +37,10 @@ pub fn check(config: Option<&Path>) -> Exit {
         control: tor.control.map(|address| (address, password)),
         name: name_to_look_up(&found.config),
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            complain(format_args!("cannot ask: {error}"));
-            return Exit::Escalated;
-        }
+    let seen = match wait_for(survey(&asked)) {
+        Ok(seen) => seen,
+        Err(exit) => return exit,
     };
-    let seen = runtime.block_on(survey(&asked));
     let needs =
         Needs { socks: tor.socks, name: asked.name.as_deref(), age_max: tor.age_max, binding: tor.binding };
     let lines = verdict::lines(&needs, &seen);

@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use super::{complain, find, secrets};
+use crate::cli::{complain, find, secrets, wait_for};
 use crate::config::Binding;
 use crate::exit::Exit;
 use crate::scraper::control::{Released, release};
@@ -29,24 +29,18 @@ pub fn run(config: Option<&Path>, quiet: bool) -> Exit {
     let password = match secrets::control_password(&found.config) {
         Ok(password) => password,
         Err(what) => {
-            complain(format_args!("{what} (configuration: {})", found.path.display()));
+            found.complain(what);
             return Exit::File;
         }
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            complain(format_args!("cannot ask: {error}"));
-            return Exit::Escalated;
-        }
-    };
-    match runtime.block_on(release(address, password.as_ref())) {
-        Ok(Released { was_held: false, .. }) => say_nothing_to_do("tor attaches streams by itself"),
-        Ok(Released { was_held: true, attached }) => {
+    match wait_for(release(address, password.as_ref())) {
+        Err(exit) => exit,
+        Ok(Ok(Released { was_held: false, .. })) => say_nothing_to_do("tor attaches streams by itself"),
+        Ok(Ok(Released { was_held: true, attached })) => {
             say(format_args!("tor attaches streams by itself again; {attached} waited"));
             Exit::Ok
         }
-        Err(error) => {
+        Ok(Err(error)) => {
             complain(error);
             Exit::No
         }
