@@ -1,14 +1,13 @@
 //! What is told of the circuits: `GET /api/circuits`, and `glaneur circuits` beside a running daemon.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use glaneur_kit::shop::{Conduct, Purpose, When};
 use glaneur_kit::{Catalogue, Daemon, Gate, ShopKind};
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::support::{BINARY, LONG, REAL, Stage, accepted, batch};
+use crate::support::{BINARY, LONG, REAL, Stage, accepted, batch, until_told};
 use crate::tor::{network, stage_behind};
 
 const TOKEN: &str = "correct horse battery staple";
@@ -92,12 +91,8 @@ async fn the_command_asks_a_daemon_on_every_address_with_its_token_and_says_why_
 
     let right = configuration(&daemon, "right", &listens, Some(TOKEN));
     // It listens before its scrapers are there.
-    let all_there = async {
-        while !circuits(&right, &["--json"]).await.1.contains("w5.g1") {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(LONG, all_there).await.unwrap();
+    until_told("all scrapers are there", async || circuits(&right, &["--json"]).await.1.contains("w5.g1"))
+        .await;
     let (code, table, said) = circuits(&right, &[]).await;
     assert_eq!(code, 0, "{said}");
     assert!(table.contains("6 circuits, 6 configured") && table.contains("w5.g1"), "{table}");

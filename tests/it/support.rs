@@ -19,6 +19,16 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// As [`until`], of what has to be asked.
+pub async fn until_told(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let asked = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(tokio::time::timeout(LONG, asked).await.is_ok(), "not within {LONG:?}: {what}");
+}
+
 /// Three shops, a receiver for products at `/p` and summaries at `/s`, and a configuration that joins them.
 pub struct Stage {
     pub shops: Shops,

@@ -1,14 +1,14 @@
 //! An exit that gets a name wrong, or refuses: what Tor says of it tells little, so another exit is tried.
 
 use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use glaneur_kit::client::{self, Credentials};
 use glaneur_kit::tor::Lie;
 use glaneur_kit::{Catalogue, ShopKind, TorNetwork};
 
 use super::{assert_within_attempts, network};
-use crate::support::{LONG, REAL, accepted, batch};
+use crate::support::{REAL, accepted, batch, until_told};
 use crate::tor::{assert_only_exits_came, stage_behind};
 
 /// The only exit that is used, until the fault was met.
@@ -37,7 +37,9 @@ async fn is_got_over(
     let stage = stage.set("sites.cocooncenter", "base", format!("http://{host}:{port}"));
     network.use_exit(EXIT).await.unwrap();
     // Relays that were stopped a moment ago may still have trouble with each other.
-    until_it_reaches(network, port).await;
+    let mut tries = 0..;
+    until_told("somebody else gets through", async || reaches(network, port, tries.next().unwrap()).await)
+        .await;
     fault(port).await;
     let daemon = stage.start().await;
     accepted(daemon.submit(&batch([REAL[0]])).await.unwrap());
@@ -54,19 +56,12 @@ async fn is_got_over(
     assert_only_exits_came(network, &stage);
 }
 
-/// Returns when somebody else gets through; each try has a circuit of its own.
-async fn until_it_reaches(network: &TorNetwork, port: u16) {
+/// Each try has a circuit of its own.
+async fn reaches(network: &TorNetwork, port: u16, number: u32) -> bool {
     const TRY: Duration = Duration::from_secs(5);
-    let begun = Instant::now();
-    for number in 0.. {
-        let password = number.to_string();
-        let credentials = Credentials { user: "neighbour", password: &password };
-        let dial = client::through_socks(network.socks(), credentials, "any.test", port);
-        if let Ok(Ok(_)) = tokio::time::timeout(TRY, dial).await {
-            return;
-        }
-        assert!(begun.elapsed() < LONG, "the exit cannot be used");
-    }
+    let credentials = Credentials { user: "neighbour", password: &number.to_string() };
+    let dial = client::through_socks(network.socks(), credentials, "any.test", port);
+    matches!(tokio::time::timeout(TRY, dial).await, Ok(Ok(_)))
 }
 
 #[tokio::test]
