@@ -59,6 +59,8 @@ struct Shared {
     relays: Mutex<HashMap<Box<str>, Arc<ExitRelay>>>,
     /// Also for circuits that died in the middle of a visit, which nobody took a turn for.
     builds: Semaphore,
+    /// How many have watched the port so far: one at a time, and the last of them counts.
+    watchers: AtomicU64,
     /// Circuits that were built, of all scrapers.
     built: AtomicU64,
     /// Why tor builds no circuit, as long as it does not; strict only.
@@ -104,6 +106,7 @@ impl Control {
             book: watches::channel(Book::default()).0,
             relays: Mutex::default(),
             builds: Semaphore::new(BUILDS_MAX),
+            watchers: AtomicU64::new(0),
             built: AtomicU64::new(0),
             cannot_build: watches::channel(None).0,
             stopping: AtomicBool::new(false),

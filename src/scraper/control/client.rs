@@ -221,16 +221,20 @@ impl Client {
         self.ask("SETEVENTS", format!("SETEVENTS {}", names.join(" "))).await.map(drop)
     }
 
-    /// Launches a circuit of tor's own choice, and keeps it from being used for what tor attaches by itself.
-    ///
-    /// In two steps: launched with that purpose at once, tor 0.4.9 takes a circuit from its stock, says that it could not,
-    /// and keeps the number to itself.
-    pub async fn extend_circuit(&self) -> Result<CircuitNo, ControlError> {
+    /// Launches a circuit of tor's own choice; see [`Self::keep_circuit`].
+    pub async fn launch_circuit(&self) -> Result<CircuitNo, ControlError> {
         let reply = self.ask("EXTENDCIRCUIT", "EXTENDCIRCUIT 0".to_owned()).await?;
         let id = reply.text().strip_prefix("EXTENDED ").and_then(|id| id.trim().parse().ok());
-        let id = CircuitNo(id.ok_or(Rubbish("a new circuit without a number"))?);
-        self.ask("SETCIRCUITPURPOSE", format!("SETCIRCUITPURPOSE {id} purpose=controller")).await?;
-        Ok(id)
+        Ok(CircuitNo(id.ok_or(Rubbish("a new circuit without a number"))?))
+    }
+
+    /// Keeps a circuit from being used for what tor attaches by itself; from now on tor leaves its end to us.
+    ///
+    /// A step of its own: launched with that purpose at once, tor 0.4.9 takes a circuit from its stock, says that it could
+    /// not, and keeps the number to itself.
+    pub async fn keep_circuit(&self, circuit: CircuitNo) -> Result<(), ControlError> {
+        let order = format!("SETCIRCUITPURPOSE {circuit} purpose=controller");
+        self.ask("SETCIRCUITPURPOSE", order).await.map(drop)
     }
 
     /// Attaches a stream to a circuit, or as tor itself would.

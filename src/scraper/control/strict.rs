@@ -100,8 +100,9 @@ impl Control {
     }
 
     async fn build_once(&self, client: &Client) -> Result<(CircuitNo, Hop), String> {
-        let circuit = client.extend_circuit().await.map_err(|error| error.to_string())?;
+        let circuit = client.launch_circuit().await.map_err(|error| error.to_string())?;
         let launched = Launched { client, circuit };
+        client.keep_circuit(circuit).await.map_err(|error| error.to_string())?;
         let mut book = self.0.book.subscribe();
         self.0.book.send_modify(|book| book.expect(circuit));
         let built = timeout(BUILT_WITHIN, async {

@@ -1,5 +1,6 @@
 //! Keeps the connection to the control port, for ever: reads what tor says, and tells what changed.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
@@ -22,20 +23,35 @@ const ASK_EVERY: Duration = Duration::from_secs(10);
 
 const EVENTS: [&str; 4] = ["CIRC", "STREAM", "STATUS_CLIENT", "CONF_CHANGED"];
 
-/// A watcher that ends takes its connection with it: nobody may go on to believe in it.
-struct Guard(Control);
+/// A watcher that ends takes its connection with it: nobody may go on to believe in it. One that ends after the next one
+/// has begun, as an aborted task may, takes nothing of that one's.
+struct Guard {
+    control: Control,
+    /// Which watcher of this process.
+    number: u64,
+}
+
+impl Guard {
+    fn of(control: Control) -> Self {
+        let number = control.0.watchers.fetch_add(1, Ordering::AcqRel) + 1;
+        Self { control, number }
+    }
+}
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.0.0.state.send_replace(State::Unknown);
-        self.0.0.book.send_replace(Book::default());
+        let shared = &self.control.0;
+        if shared.watchers.load(Ordering::Acquire) == self.number {
+            shared.state.send_replace(State::Unknown);
+            shared.book.send_replace(Book::default());
+        }
     }
 }
 
 impl Control {
     /// Connects, again and again. `gate` hears of a loss where nothing may go out without the port.
     pub async fn keep_watching(self, gate: TorGate) {
-        let _guard = Guard(self.clone());
+        let _guard = Guard::of(self.clone());
         let mut failures = 0;
         let mut phase = None;
         while !self.is_stopping() {
@@ -185,5 +201,24 @@ fn tell_bootstrap(phase: &mut Option<Phase>, now: &Bootstrap) {
             Event::BootstrapStuck { progress, summary, reason }.emit();
         }
         Phase::Done => Event::BootstrapEnded {}.emit(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Binding;
+
+    #[test]
+    fn a_watcher_that_ends_late_takes_nothing_of_the_one_that_came_after_it() {
+        let control = Control::new(([127, 0, 0, 1], 9051).into(), Binding::Strict, None);
+        let away = || State::Away { reason: "refused".to_owned() };
+        let first = Guard::of(control.clone());
+        let second = Guard::of(control.clone());
+        control.0.state.send_replace(away());
+        drop(first);
+        assert!(matches!(&*control.watch().borrow(), State::Away { .. }), "the second one's");
+        drop(second);
+        assert!(matches!(&*control.watch().borrow(), State::Unknown));
     }
 }
