@@ -34,12 +34,6 @@ impl BlockMemory {
         let until = sites.get(site).and_then(|exits| exits.get(&exit.fingerprint));
         until.is_some_and(|until| now < *until)
     }
-
-    /// How many exits `site` blocks now.
-    pub fn blocked_exits(&self, site: &str, now: Instant) -> usize {
-        let sites = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        sites.get(site).map_or(0, |exits| exits.values().filter(|until| now < **until).count())
-    }
 }
 
 #[cfg(test)]
@@ -60,7 +54,6 @@ mod tests {
         assert!(!memory.is_blocked("a", &exit("x"), now + HOUR));
         assert!(!memory.is_blocked("b", &exit("x"), now), "another shop");
         assert!(!memory.is_blocked("a", &exit("y"), now), "another exit");
-        assert_eq!((memory.blocked_exits("a", now), memory.blocked_exits("a", now + HOUR)), (1, 0));
     }
 
     #[test]

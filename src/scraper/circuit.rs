@@ -202,11 +202,6 @@ impl Circuit {
         self.id
     }
 
-    /// The SOCKS user name, by which a control port tells whose a stream is.
-    pub fn socks_user(&self) -> &str {
-        &self.credentials.user
-    }
-
     /// Begins the next generation; credentials, connections and TLS sessions of the last end here.
     pub fn rotate(&mut self) -> CircuitId {
         let (settings, serves, visited_by) =
@@ -228,11 +223,6 @@ impl Circuit {
     /// Turns at having Tor build a circuit.
     pub(super) fn builds(&self) -> Builds {
         self.settings.builds.clone()
-    }
-
-    /// Its exit, where a control port tells it.
-    pub fn exit(&self) -> Option<&Arc<ExitRelay>> {
-        self.exit.as_ref()
     }
 
     /// The generation and the exit that the visit of now last went through, where a control port tells it.
@@ -313,6 +303,7 @@ impl Circuit {
     }
 
     /// Fetches through Tor in this generation.
+    #[cfg(test)]
     pub fn uses(&self) -> u32 {
         self.uses
     }
