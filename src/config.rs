@@ -16,8 +16,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use url::Url;
 
+use crate::markup::{JsonPath, Limits};
 use crate::model::page::Via;
-use crate::recipe::{JsonPath, Limits, Recipe};
+use crate::recipe::Recipe;
 
 mod check;
 mod diff;

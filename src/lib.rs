@@ -8,6 +8,7 @@ pub mod exit;
 pub mod failpoint;
 pub mod ingress;
 pub mod ledger;
+pub mod markup;
 pub mod model;
 pub mod recipe;
 pub mod scraper;

@@ -3,7 +3,7 @@
 //! Pure functions from bytes to owned data; neither tokio nor ractor below here. A visit runs
 //! [`Recipe::search_request`] → [`search::candidates`] → [`Recipe::page_request`] → [`extract::extract`] →
 //! [`extract::check`] → [`Recipe::site_object`], and looks at [`Blocks::of_page`] after each answer. The two that
-//! parse are meant for a blocking thread: they look at the clock and end with [`RecipeError::TooSlow`].
+//! parse are meant for a blocking thread: they look at the clock and end with [`Unreadable::TooSlow`].
 //!
 //! # What a recipe writer writes
 //!
@@ -49,48 +49,30 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use crate::config::{HostRule, Rate};
+use crate::markup::{JsonPath, Pattern, Unreadable};
 use crate::model::Gtin;
 use crate::model::page::{Method, Request, Via};
 
 pub mod block;
-pub mod document;
 pub mod extract;
 pub mod search;
 pub mod syntax;
 
 mod clean;
-mod microdata;
-mod structured;
 #[cfg(test)]
 mod tests;
 
 pub use block::{Block, Blocks, Expected, Marker, OnBlock};
-pub use syntax::{Cleaning, JsonPath, LinkSource, Pattern, Source};
+pub use syntax::{Cleaning, LinkSource, Source};
 
 /// Where the barcode goes in a URL, a form or a JSON body.
 pub const EAN: &str = "{ean}";
 
-/// What one extraction may cost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// For one page, parsing included. Nested tags are quadratic in any HTML parser that follows the standard.
-    pub time_max: Duration,
-    pub depth_max: usize,
-    pub nodes_max: usize,
-}
-
 /// Why bytes gave no fields or candidates.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecipeError {
-    #[error("parsing took longer than {0:?}")]
-    TooSlow(Duration),
-    #[error("elements nested deeper than {0}")]
-    TooDeep(usize),
-    #[error("more than {0} nodes")]
-    TooLarge(usize),
-    /// The connection was closed and what came does not look whole.
-    #[error("answer was cut off: {0}")]
-    Truncated(&'static str),
+    #[error(transparent)]
+    Page(#[from] Unreadable),
     /// A search answer that is not what the recipe says.
     #[error("search answer is not as described: {0}")]
     Answer(String),
@@ -100,10 +82,7 @@ impl RecipeError {
     /// The word in the webhook's `errors.{shop}.kind`.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::TooSlow(_) => "too_slow",
-            Self::TooDeep(_) => "too_deep",
-            Self::TooLarge(_) => "too_large",
-            Self::Truncated(_) => "truncated",
+            Self::Page(why) => why.kind(),
             Self::Answer(_) => "answer",
         }
     }

@@ -13,8 +13,9 @@ use super::{
     Batches, Binding, Catalogue, Config, DEFAULT, Fetch, HostRule, Language, Ledger, Log, LogFormat,
     LogLevel, Problem, ProductUrl, Server, Shutdown, Tor, Webhooks, site,
 };
+use crate::markup::{JsonPath, Limits};
 use crate::model::page::Via;
-use crate::recipe::{EAN, JsonPath, Limits};
+use crate::recipe::EAN;
 use ipnet::IpNet;
 
 const MS: Duration = Duration::from_millis(1);
@@ -359,7 +360,7 @@ fn catalogue(section: Section<'_>) -> Option<Catalogue> {
         rate: section.rate("rate"),
         concurrency: count(&section, "concurrency", 1..=256),
         attempts_max: small(&section, "attempts_max", 1..=1_000),
-        total: path("total").unwrap_or_else(|| JsonPath(Vec::new())),
+        total: path("total").unwrap_or_else(JsonPath::whole),
         name: path("name"),
     };
     section.finish();

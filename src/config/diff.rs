@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Batches, Catalogue, Config, Fetch, Ledger, Log, Server, Shutdown, Tor, Webhooks};
-use crate::recipe::{Limits, Recipe};
+use crate::markup::Limits;
+use crate::recipe::Recipe;
 
 /// The keys whose values differ, in the order of `config.toml`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

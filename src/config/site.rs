@@ -6,10 +6,10 @@ use super::HostRule;
 use super::check::{MIB, VIA, bytes, header_value, small};
 use super::raw::{Entry, Node, Table, Value, merge};
 use super::reader::{Refusal, Report, Section, USER, http_url, non_empty, text};
+use crate::markup::{JsonPath, Pattern};
 use crate::model::page::Method;
 use crate::recipe::{
-    Answer, Blocks, Body, Cleaning, EAN, Field, JsonPath, LinkSource, Marker, OnBlock, Pattern, Recipe, Rule,
-    Search, Source,
+    Answer, Blocks, Body, Cleaning, EAN, Field, LinkSource, Marker, OnBlock, Recipe, Rule, Search, Source,
 };
 
 /// Reads all shops; `every_site` lies under each of them.

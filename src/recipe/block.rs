@@ -14,7 +14,7 @@ use std::fmt;
 
 use url::Url;
 
-use super::{Pattern, document};
+use crate::markup::{Pattern, document};
 use crate::model::page::Page;
 
 /// What a recipe says of them.

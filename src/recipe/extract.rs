@@ -10,16 +10,15 @@ use scraper::{ElementRef, Selector};
 use serde_json::{Map, Value};
 
 use super::clean::{self, WrittenFor};
-use super::document::{Breaks, Clock, Document, attribute, decode, is_whole};
-use super::microdata::{self, Microdata, element_text};
-use super::structured::{self, GTINS};
-use super::syntax::{JsonPath, SourceKind, normal};
-use super::{Field, Limits, Recipe, RecipeError, Rule, Source};
+use super::syntax::SourceKind;
+use super::{Field, Recipe, Rule, Source};
+use crate::markup::document::{Breaks, Clock, Document, attribute, decode, is_whole};
+use crate::markup::json_ld::{self, GTINS};
+use crate::markup::json_path::{self, JsonPath};
+use crate::markup::microdata::{self, Microdata, element_text};
+use crate::markup::{Limits, Unreadable, VALUE_BYTES_MAX, normal};
 use crate::model::Gtin;
 use crate::model::page::{End, Page};
-
-/// A description of 64 KiB is a page that went wrong.
-pub const VALUE_BYTES_MAX: usize = 64 << 10;
 
 /// All fields of one page.
 pub const EXTRACTED_BYTES_MAX: usize = 512 << 10;
@@ -78,16 +77,16 @@ pub fn check(asked: &Gtin, extracted: &Extracted, unverified: bool) -> Match {
 }
 
 /// Reads a product page. Blocking, at most about `limits.time_max`.
-pub fn extract(recipe: &Recipe, page: &Page, limits: &Limits) -> Result<Extracted, RecipeError> {
+pub fn extract(recipe: &Recipe, page: &Page, limits: &Limits) -> Result<Extracted, Unreadable> {
     let clock = Clock::start(limits);
     let text = decode(&page.bytes, page.content_type.as_deref());
     if page.end == End::Closed && !is_whole(&text) {
-        return Err(RecipeError::Truncated("no </html>"));
+        return Err(Unreadable::Truncated("no </html>"));
     }
     let document = Document::parse(&text, &clock)?;
     let elements = document.elements(document.root())?;
     let blocks = json_ld_blocks(&document, &elements)?;
-    let product = structured::product(&blocks);
+    let product = json_ld::product(&blocks);
     let Microdata { properties, gtins } = microdata::of_page(&document, &elements)?;
     let barcodes = Barcodes::among(product, gtins);
     let reader = Reader {
@@ -101,12 +100,12 @@ pub fn extract(recipe: &Recipe, page: &Page, limits: &Limits) -> Result<Extracte
     };
     let mut room = EXTRACTED_BYTES_MAX;
     let fields = reader.fields(&recipe.fields, Scope::Page, &mut room)?;
-    let own_gtin = fields.get(EAN_FIELD).and_then(Value::as_str).and_then(structured::gtin_in);
+    let own_gtin = fields.get(EAN_FIELD).and_then(Value::as_str).and_then(json_ld::gtin_in);
     let Barcodes { own, unclear, .. } = barcodes;
     Ok(Extracted { fields, own_gtin, gtins: own, unclear_gtins: unclear })
 }
 
-fn json_ld_blocks(document: &Document<'_>, elements: &[ElementRef<'_>]) -> Result<Vec<Value>, RecipeError> {
+fn json_ld_blocks(document: &Document<'_>, elements: &[ElementRef<'_>]) -> Result<Vec<Value>, Unreadable> {
     let is_json_ld = |element: ElementRef<'_>| {
         element.value().name() == "script"
             && attribute(element, "type")
@@ -115,7 +114,7 @@ fn json_ld_blocks(document: &Document<'_>, elements: &[ElementRef<'_>]) -> Resul
     let mut blocks = Vec::new();
     for script in document.find(elements, BLOCKS_MAX, is_json_ld)? {
         let text: String = script.text().collect();
-        blocks.extend(structured::parse_block(&text));
+        blocks.extend(json_ld::parse_block(&text));
         document.clock.check()?;
     }
     Ok(blocks)
@@ -148,7 +147,7 @@ impl<'d> Reader<'d> {
         fields: &[Field],
         scope: Scope<'d>,
         room: &mut usize,
-    ) -> Result<Map<String, Value>, RecipeError> {
+    ) -> Result<Map<String, Value>, Unreadable> {
         let mut object = Map::new();
         for field in fields {
             let value = match &field.rule {
@@ -172,7 +171,7 @@ impl<'d> Reader<'d> {
         from: &[Source],
         cleanings: &[super::Cleaning],
         scope: Scope<'d>,
-    ) -> Result<Option<String>, RecipeError> {
+    ) -> Result<Option<String>, Unreadable> {
         for source in from {
             let mut raw = self.raw(&source.kind, scope)?;
             for value in &mut raw {
@@ -201,7 +200,7 @@ impl<'d> Reader<'d> {
         each: &[Field],
         scope: Scope<'d>,
         room: &mut usize,
-    ) -> Result<Option<Vec<Value>>, RecipeError> {
+    ) -> Result<Option<Vec<Value>>, Unreadable> {
         for source in list {
             let mut objects = Vec::new();
             for item in self.items(&source.kind, scope)? {
@@ -217,7 +216,7 @@ impl<'d> Reader<'d> {
         Ok(None)
     }
 
-    fn items(&self, source: &SourceKind, scope: Scope<'d>) -> Result<Vec<Scope<'d>>, RecipeError> {
+    fn items(&self, source: &SourceKind, scope: Scope<'d>) -> Result<Vec<Scope<'d>>, Unreadable> {
         match source {
             SourceKind::Css { css: Some(css), .. } => {
                 Ok(self.select(css, scope)?.into_iter().map(Scope::Element).collect())
@@ -238,7 +237,7 @@ impl<'d> Reader<'d> {
     }
 
     /// The elements that a scope holds.
-    fn within(&self, scope: Scope<'d>) -> Result<Cow<'d, [ElementRef<'d>]>, RecipeError> {
+    fn within(&self, scope: Scope<'d>) -> Result<Cow<'d, [ElementRef<'d>]>, Unreadable> {
         match scope {
             Scope::Page => Ok(Cow::Borrowed(self.elements)),
             Scope::Element(element) => Ok(Cow::Owned(self.document.elements(*element)?)),
@@ -246,7 +245,7 @@ impl<'d> Reader<'d> {
         }
     }
 
-    fn select(&self, css: &Selector, scope: Scope<'d>) -> Result<Vec<ElementRef<'d>>, RecipeError> {
+    fn select(&self, css: &Selector, scope: Scope<'d>) -> Result<Vec<ElementRef<'d>>, Unreadable> {
         let element = match scope {
             Scope::Element(element) => Some(element),
             Scope::Page | Scope::Object(_) => None,
@@ -256,23 +255,23 @@ impl<'d> Reader<'d> {
 
     fn objects(&self, kind: Option<&str>, path: Option<&JsonPath>, scope: Scope<'d>) -> Vec<&'d Value> {
         let roots = match (scope, kind) {
-            (Scope::Page, Some(kind)) => structured::of_type(self.blocks, kind),
+            (Scope::Page, Some(kind)) => json_ld::of_type(self.blocks, kind),
             (Scope::Page, None) => self.product.into_iter().collect(),
             (Scope::Object(object), _) => vec![object],
             (Scope::Element(_), _) => Vec::new(),
         };
         match path {
-            Some(path) => roots.into_iter().flat_map(|root| structured::at(root, path)).collect(),
+            Some(path) => roots.into_iter().flat_map(|root| json_path::at(root, path)).collect(),
             None => roots,
         }
     }
 
     /// The values of a source before any cleaning.
-    fn raw(&self, source: &SourceKind, scope: Scope<'d>) -> Result<Vec<String>, RecipeError> {
+    fn raw(&self, source: &SourceKind, scope: Scope<'d>) -> Result<Vec<String>, Unreadable> {
         if let SourceKind::JsonLd { kind, path } = source {
             let mut found = Vec::new();
             for value in self.objects(kind.as_deref(), path.as_ref(), scope) {
-                structured::texts(value, &mut found);
+                json_path::texts(value, &mut found);
             }
             return Ok(found);
         }
@@ -338,8 +337,8 @@ impl<'d> Reader<'d> {
     fn each(
         &self,
         elements: Vec<ElementRef<'d>>,
-        read: impl Fn(ElementRef<'d>) -> Result<Option<String>, RecipeError>,
-    ) -> Result<Vec<String>, RecipeError> {
+        read: impl Fn(ElementRef<'d>) -> Result<Option<String>, Unreadable>,
+    ) -> Result<Vec<String>, Unreadable> {
         let mut found = Vec::with_capacity(elements.len());
         let mut bytes = 0;
         for element in elements {
@@ -355,7 +354,7 @@ impl<'d> Reader<'d> {
     }
 
     /// The elements with `itemprop`, one name below the other; in the page's product if it has one.
-    fn microdata(&self, names: &[String], scope: Scope<'d>) -> Result<Vec<ElementRef<'d>>, RecipeError> {
+    fn microdata(&self, names: &[String], scope: Scope<'d>) -> Result<Vec<ElementRef<'d>>, Unreadable> {
         let mut properties = match scope {
             Scope::Page if names.first().is_some_and(|name| GTINS.contains(&name.as_str())) => {
                 Cow::Borrowed(self.barcodes)
@@ -389,7 +388,7 @@ impl<'d> Reader<'d> {
         css: &Selector,
         wanted: &str,
         then: &Selector,
-    ) -> Result<Option<ElementRef<'d>>, RecipeError> {
+    ) -> Result<Option<ElementRef<'d>>, Unreadable> {
         let mut heading: Option<ElementRef<'d>> = None;
         let mut target: Option<ElementRef<'d>> = None;
         for element in self.within(scope)?.iter().copied() {
@@ -429,7 +428,7 @@ impl<'d> Barcodes<'d> {
     fn among(product: Option<&Value>, written: Vec<(ElementRef<'d>, Gtin)>) -> Self {
         let mut own = Vec::new();
         if let Some(product) = product {
-            structured::gtins(product, &mut own);
+            json_ld::gtins(product, &mut own);
         }
         let mut unclear = Vec::new();
         if own.is_empty() {

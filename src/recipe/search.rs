@@ -5,8 +5,10 @@ use std::collections::HashSet;
 use serde_json::Value;
 use url::Url;
 
-use super::document::{Clock, Document, decode, is_whole};
-use super::{Answer, JsonPath, Limits, LinkSource, Recipe, RecipeError, structured};
+use super::{Answer, LinkSource, Recipe, RecipeError};
+use crate::markup::document::{Clock, Document, decode, is_whole};
+use crate::markup::json_path::{self, JsonPath};
+use crate::markup::{Limits, Unreadable};
 use crate::model::page::{End, Page};
 
 /// Links of one answer that are looked at.
@@ -23,7 +25,7 @@ pub fn candidates(recipe: &Recipe, page: &Page, limits: &Limits) -> Result<Vec<U
     let links = match &recipe.search.answer {
         Answer::Html => {
             if page.end == End::Closed && !is_whole(&text) {
-                return Err(RecipeError::Truncated("no </html>"));
+                return Err(Unreadable::Truncated("no </html>").into());
             }
             html_links(recipe, &text, &clock)?
         }
@@ -48,7 +50,7 @@ pub fn candidates(recipe: &Recipe, page: &Page, limits: &Limits) -> Result<Vec<U
 
 fn json(text: &str, end: End) -> Result<Value, RecipeError> {
     serde_json::from_str(text).map_err(|error| match end {
-        End::Closed => RecipeError::Truncated("JSON does not parse"),
+        End::Closed => Unreadable::Truncated("JSON does not parse").into(),
         End::Framed if text.trim().is_empty() => RecipeError::Answer("empty, expected JSON".to_owned()),
         End::Framed => RecipeError::Answer(format!("not JSON: {error}")),
     })
@@ -56,7 +58,7 @@ fn json(text: &str, end: End) -> Result<Value, RecipeError> {
 
 /// The HTML texts at `path`; null is none, an absent key is another answer than the recipe describes.
 fn pieces<'v>(answer: &'v Value, path: &JsonPath) -> Result<Vec<&'v str>, RecipeError> {
-    let values = structured::at(answer, path);
+    let values = json_path::at(answer, path);
     let texts: Vec<&str> = values.iter().filter_map(|value| value.as_str()).take(PIECES_MAX).collect();
     if texts.is_empty() && !values.iter().any(|value| matches!(value, Value::Null | Value::Bool(false))) {
         return Err(RecipeError::Answer("no text where `html_at` says that HTML is".to_owned()));
@@ -80,8 +82,8 @@ fn html_links(recipe: &Recipe, html: &str, clock: &Clock) -> Result<Vec<String>,
 fn json_links(source: &LinkSource, answer: &Value) -> Vec<String> {
     let mut links = Vec::new();
     if let LinkSource::Json(path) = source {
-        for value in structured::at(answer, path) {
-            structured::texts(value, &mut links);
+        for value in json_path::at(answer, path) {
+            json_path::texts(value, &mut links);
         }
     }
     links

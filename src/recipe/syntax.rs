@@ -2,79 +2,9 @@
 
 use std::fmt;
 
-use regex::Regex;
 use scraper::Selector;
 
-/// A pattern of the linear-time engine; compiled once, compared by its text.
-#[derive(Clone, Debug)]
-pub struct Pattern(Regex);
-
-/// What a compiled pattern may take: one `\w{1000}{1000}` would otherwise eat the machine at start.
-const PATTERN_BYTES_MAX: usize = 1 << 20;
-
-impl Pattern {
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let built = regex::RegexBuilder::new(text).size_limit(PATTERN_BYTES_MAX).build();
-        built.map(Self).map_err(|error| {
-            // The last line says what; those before draw an arrow that no single line can hold.
-            let error = error.to_string();
-            let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
-            format!("pattern \"{text}\" does not compile: {reason}")
-        })
-    }
-
-    pub fn is_match(&self, text: &str) -> bool {
-        self.0.is_match(text)
-    }
-
-    /// Group 1 if there is one, else the whole match.
-    pub fn find<'t>(&self, text: &'t str) -> Option<&'t str> {
-        let captures = self.0.captures(text)?;
-        captures.get(1).or_else(|| captures.get(0)).map(|found| found.as_str())
-    }
-}
-
-impl PartialEq for Pattern {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.as_str() == other.0.as_str()
-    }
-}
-
-/// A way down a JSON value: `items.0.name`, `variant_*.href`, `results.*.link`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JsonPath(pub(crate) Vec<Step>);
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// A key, or an index if it is a number and the value a list.
-    Name(String),
-    /// Any key or index whose name begins so; empty is any.
-    Any(String),
-}
-
-impl JsonPath {
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let mut steps = Vec::new();
-        for part in text.split('.') {
-            steps.push(match part.split_once('*') {
-                None if part.is_empty() => return Err(format!("\"{text}\" has an empty step")),
-                None => Step::Name(part.to_owned()),
-                Some((prefix, "")) => Step::Any(prefix.to_owned()),
-                Some(_) => return Err(format!("\"{text}\": `*` can only end a step, as in variant_*")),
-            });
-        }
-        Ok(Self(steps))
-    }
-
-    /// The texts there: itself, those of a list, the name of an object; numbers as they are written.
-    pub fn texts(&self, value: &serde_json::Value) -> Vec<String> {
-        let mut found = Vec::new();
-        for value in super::structured::at(value, self) {
-            super::structured::texts(value, &mut found);
-        }
-        found
-    }
-}
+use crate::markup::{JsonPath, Pattern, normal};
 
 /// Where links of a search answer are.
 #[derive(Clone, Debug, PartialEq)]
@@ -210,11 +140,6 @@ fn after(rest: &str) -> Result<SourceKind, String> {
         return Err(wrong());
     }
     Ok(SourceKind::After { css: selector(&head[..at])?, text, then: selector(then)? })
-}
-
-/// How texts are compared: lower case, single spaces.
-pub(crate) fn normal(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
 }
 
 /// What is made of a source's values.

@@ -1,5 +1,6 @@
 //! The three shops of October 2025 on pages with their structures, then what strangers may send.
 
+use crate::markup::{Limits, Unreadable, VALUE_BYTES_MAX};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -318,7 +319,7 @@ fn what_was_cut_off_is_not_trusted() {
 }
 
 /// Runs everything on `bytes` with a short limit and says how it ended and how long it took.
-fn endure(bytes: &[u8], limits: &Limits) -> (Result<Extracted, RecipeError>, Duration) {
+fn endure(bytes: &[u8], limits: &Limits) -> (Result<Extracted, Unreadable>, Duration) {
     let shop = shop("cocooncenter", "");
     let start = Instant::now();
     let result = extract(&shop, &page("https://www.cocooncenter.com/x.html", bytes), limits);
@@ -342,16 +343,16 @@ fn a_bomb_ends_within_the_limit() {
         ("selects", "<p>".repeat(mb / 3), &["too_slow", "ok"]),
     ] {
         let (result, took) = endure(html.as_bytes(), &endless);
-        let kind = result.as_ref().map_or_else(RecipeError::kind, |_| "ok");
+        let kind = result.as_ref().map_or_else(Unreadable::kind, |_| "ok");
         assert!(kinds.contains(&kind), "{name}: {kind}");
         assert!(took < Duration::from_secs(3), "{name}: {took:?}");
     }
-    assert_eq!(endure(deep.as_bytes(), &LIMITS).0, Err(RecipeError::TooDeep(512)));
+    assert_eq!(endure(deep.as_bytes(), &LIMITS).0, Err(Unreadable::TooDeep(512)));
     assert!(matches!(
         endure(formats.as_bytes(), &LIMITS).0,
-        Err(RecipeError::TooDeep(_) | RecipeError::TooLarge(_))
+        Err(Unreadable::TooDeep(_) | Unreadable::TooLarge(_))
     ));
-    assert_eq!(endure("<p>".repeat(300_000).as_bytes(), &LIMITS).0, Err(RecipeError::TooLarge(200_000)));
+    assert_eq!(endure("<p>".repeat(300_000).as_bytes(), &LIMITS).0, Err(Unreadable::TooLarge(200_000)));
 }
 
 #[test]
@@ -392,7 +393,7 @@ fn a_page_that_repeats_itself_fits_into_a_webhook() {
         format!("<div class=bvseo-review><i itemprop=name>{}</i></div>", "x".repeat(60_000)).repeat(40)
     );
     let extracted = endure(format!("{html}{reviews}").as_bytes(), &LIMITS).0.unwrap();
-    assert_eq!(field(&extracted, "description").as_str().map(str::len), Some(extract::VALUE_BYTES_MAX));
+    assert_eq!(field(&extracted, "description").as_str().map(str::len), Some(VALUE_BYTES_MAX));
     let size = serde_json::to_vec(&extracted.fields).unwrap().len();
     assert!(size < 2 * extract::EXTRACTED_BYTES_MAX, "{size}");
 }

@@ -23,8 +23,9 @@ use super::{Visit, pool, visit};
 use crate::config;
 use crate::failpoint::{self, Point};
 use crate::ledger::LedgerHandle;
+use crate::markup::Limits;
 use crate::model::{Gtin, SiteName};
-use crate::recipe::{Limits, Recipe};
+use crate::recipe::Recipe;
 use crate::telemetry::Event;
 
 /// What all scrapers share.

@@ -25,6 +25,7 @@ use crate::descriptors;
 use crate::failpoint::{self, Point};
 use crate::ledger::LedgerError;
 use crate::ledger::store::{Claim, Store};
+use crate::markup::Unreadable;
 use crate::model::page::{Page, Request, Via};
 use crate::model::way::Way;
 use crate::model::{Gtin, ProductKey, Reason, SiteName};
@@ -361,7 +362,7 @@ impl<'a> Call<'a> {
         match result {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => {
-                if let RecipeError::Truncated(_) = error {
+                if let RecipeError::Page(Unreadable::Truncated(_)) = error {
                     self.circuit.note_failure(); // An exit that died looks like a clean end.
                 }
                 Err(failed(error.kind(), error.to_string(), again_after(&error)))
@@ -375,11 +376,13 @@ impl<'a> Call<'a> {
 fn again_after(error: &RecipeError) -> Again {
     match error {
         // An exit that died looks like a clean end: another attempt may bring all of it.
-        RecipeError::Truncated(_) => Again::Soon,
+        RecipeError::Page(Unreadable::Truncated(_)) => Again::Soon,
         // The time is that of the wall, as the watchdog's is: a machine that is busy with others makes any page slow. One
         // that is slow by itself is so at each attempt, and those are few.
-        RecipeError::TooSlow(_) => Again::Soon,
-        RecipeError::TooDeep(_) | RecipeError::TooLarge(_) | RecipeError::Answer(_) => Again::Never,
+        RecipeError::Page(Unreadable::TooSlow(_)) => Again::Soon,
+        RecipeError::Page(Unreadable::TooDeep(_) | Unreadable::TooLarge(_)) | RecipeError::Answer(_) => {
+            Again::Never
+        }
     }
 }
 
@@ -575,10 +578,10 @@ mod tests {
     #[test]
     fn a_page_is_read_again_where_the_machine_or_the_exit_may_be_to_blame() {
         for (error, again) in [
-            (RecipeError::TooSlow(Duration::from_secs(1)), Again::Soon),
-            (RecipeError::Truncated("no </html>"), Again::Soon),
-            (RecipeError::TooDeep(512), Again::Never),
-            (RecipeError::TooLarge(1000), Again::Never),
+            (RecipeError::Page(Unreadable::TooSlow(Duration::from_secs(1))), Again::Soon),
+            (RecipeError::Page(Unreadable::Truncated("no </html>")), Again::Soon),
+            (RecipeError::Page(Unreadable::TooDeep(512)), Again::Never),
+            (RecipeError::Page(Unreadable::TooLarge(1000)), Again::Never),
             (RecipeError::Answer("not JSON".into()), Again::Never),
         ] {
             assert_eq!(again_after(&error), again, "{error}");

@@ -71,8 +71,9 @@ fn is_at(url: &Url, host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{FetchError, Redirects, is_at, next};
+    use crate::markup::Pattern;
     use crate::model::page::{Method, Request};
-    use crate::recipe::{Blocks, Pattern};
+    use crate::recipe::Blocks;
     use url::Url;
 
     fn post() -> Request {

@@ -17,8 +17,7 @@ use html5ever::tendril::{StrTendril, TendrilSink};
 use html5ever::tree_builder::TreeBuilderOpts;
 use scraper::{ElementRef, Html, HtmlTreeSink, Node, Selector};
 
-use super::syntax::Pattern;
-use super::{Limits, RecipeError};
+use super::{Limits, Pattern, Unreadable};
 
 /// Bytes between two looks at the clock. 171 KB of nested tags take half a second, so a piece takes milliseconds.
 const CHUNK_BYTES: usize = 4096;
@@ -107,15 +106,15 @@ impl Clock {
         Self { start: Instant::now(), limits: *limits, steps: Cell::new(0) }
     }
 
-    pub fn check(&self) -> Result<(), RecipeError> {
+    pub fn check(&self) -> Result<(), Unreadable> {
         if self.start.elapsed() > self.limits.time_max {
-            return Err(RecipeError::TooSlow(self.limits.time_max));
+            return Err(Unreadable::TooSlow(self.limits.time_max));
         }
         Ok(())
     }
 
     /// One step of a walk; looks at the time now and then.
-    pub fn step(&self) -> Result<(), RecipeError> {
+    pub fn step(&self) -> Result<(), Unreadable> {
         self.steps.set(self.steps.get() + 1);
         if self.steps.get() < STEPS {
             return Ok(());
@@ -137,7 +136,7 @@ pub(crate) struct Document<'c> {
 
 impl<'c> Document<'c> {
     /// Parses `text` with scripting off, so that what is in `<noscript>` is there.
-    pub fn parse(text: &str, clock: &'c Clock) -> Result<Self, RecipeError> {
+    pub fn parse(text: &str, clock: &'c Clock) -> Result<Self, Unreadable> {
         let tree_builder = TreeBuilderOpts { scripting_enabled: false, ..TreeBuilderOpts::default() };
         let opts = ParseOpts { tree_builder, ..ParseOpts::default() };
         let mut parser = html5ever::parse_document(HtmlTreeSink::new(Html::new_document()), opts);
@@ -165,7 +164,7 @@ impl<'c> Document<'c> {
     }
 
     /// The elements below `scope`, in the order of the page. One walk serves every search of the whole page.
-    pub fn elements<'d>(&'d self, scope: NodeOf<'d>) -> Result<Vec<ElementRef<'d>>, RecipeError> {
+    pub fn elements<'d>(&'d self, scope: NodeOf<'d>) -> Result<Vec<ElementRef<'d>>, Unreadable> {
         let mut elements = Vec::new();
         for node in scope.descendants().skip(1) {
             self.clock.step()?;
@@ -181,7 +180,7 @@ impl<'c> Document<'c> {
         selector: &Selector,
         scope: Option<ElementRef<'d>>,
         max: usize,
-    ) -> Result<Vec<ElementRef<'d>>, RecipeError> {
+    ) -> Result<Vec<ElementRef<'d>>, Unreadable> {
         self.find(elements, max, |element| selector.matches_with_scope(&element, scope))
     }
 
@@ -191,7 +190,7 @@ impl<'c> Document<'c> {
         elements: &[ElementRef<'d>],
         max: usize,
         is_wanted: impl Fn(ElementRef<'d>) -> bool,
-    ) -> Result<Vec<ElementRef<'d>>, RecipeError> {
+    ) -> Result<Vec<ElementRef<'d>>, Unreadable> {
         let mut found = Vec::new();
         for element in elements {
             self.clock.step()?;
@@ -212,7 +211,7 @@ impl<'c> Document<'c> {
         element: ElementRef<'_>,
         breaks: Breaks,
         bytes_max: usize,
-    ) -> Result<String, RecipeError> {
+    ) -> Result<String, Unreadable> {
         let mut text = String::new();
         let mut node = *element;
         loop {
@@ -277,14 +276,14 @@ impl Breaks {
     }
 }
 
-fn check_size(html: &Html, limits: &Limits) -> Result<usize, RecipeError> {
+fn check_size(html: &Html, limits: &Limits) -> Result<usize, Unreadable> {
     if html.tree.values().len() > limits.nodes_max {
-        return Err(RecipeError::TooLarge(limits.nodes_max));
+        return Err(Unreadable::TooLarge(limits.nodes_max));
     }
     // The youngest node is about as deep as what is open.
     let depth = html.tree.nodes().next_back().map_or(0, |node| node.ancestors().count());
     if depth > limits.depth_max {
-        return Err(RecipeError::TooDeep(limits.depth_max));
+        return Err(Unreadable::TooDeep(limits.depth_max));
     }
     Ok(depth)
 }

@@ -2,15 +2,12 @@
 
 use serde_json::{Map, Value};
 
-use super::syntax::{JsonPath, Step};
+use super::json_path::{VALUES_MAX, texts};
 use crate::model::Gtin;
 use crate::model::gtin::pad_number;
 
-/// Values that one path may give.
-const VALUES_MAX: usize = 500;
-
 /// Properties under which a page names other products.
-pub(super) const RELATED: [&str; 9] = [
+pub(crate) const RELATED: [&str; 9] = [
     "isRelatedTo",
     "isSimilarTo",
     "isAccessoryOrSparePartFor",
@@ -23,7 +20,7 @@ pub(super) const RELATED: [&str; 9] = [
 ];
 
 /// Reads one JSON-LD block; two mends that shops need: comment marks around it, and raw line breaks in texts.
-pub(super) fn parse_block(text: &str) -> Option<Value> {
+pub(crate) fn parse_block(text: &str) -> Option<Value> {
     let text = text.trim();
     let text = text.strip_prefix("<!--").or_else(|| text.strip_prefix("//<![CDATA[")).unwrap_or(text);
     let text = text.strip_suffix("-->").or_else(|| text.strip_suffix("//]]>")).unwrap_or(text);
@@ -32,70 +29,6 @@ pub(super) fn parse_block(text: &str) -> Option<Value> {
         let mended = text.replace(|c: char| c.is_ascii_control(), " ");
         serde_json::from_str(&mended).ok()
     })
-}
-
-/// Everything below `path`. Lists are transparent: `offers.price` also finds the prices of a list of offers.
-pub(super) fn at<'v>(value: &'v Value, path: &JsonPath) -> Vec<&'v Value> {
-    let mut found = vec![value];
-    for step in &path.0 {
-        let mut next = Vec::new();
-        for value in found {
-            down(value, step, &mut next);
-        }
-        found = next;
-        if found.is_empty() {
-            break;
-        }
-    }
-    found
-}
-
-fn down<'v>(value: &'v Value, step: &Step, found: &mut Vec<&'v Value>) {
-    if found.len() >= VALUES_MAX {
-        return;
-    }
-    match (value, step) {
-        (Value::Object(object), Step::Name(name)) => found.extend(object.get(name)),
-        (Value::Object(object), Step::Any(prefix)) => {
-            let room = VALUES_MAX - found.len();
-            found.extend(
-                object.iter().filter(|(key, _)| key.starts_with(prefix)).map(|(_, value)| value).take(room),
-            );
-        }
-        (Value::Array(items), Step::Any(prefix)) if prefix.is_empty() => {
-            found.extend(items.iter().take(VALUES_MAX - found.len()));
-        }
-        (Value::Array(items), Step::Name(name)) if name.bytes().all(|b| b.is_ascii_digit()) => {
-            found.extend(name.parse::<usize>().ok().and_then(|index| items.get(index)));
-        }
-        // The depth of what serde_json parses is limited, and so is this.
-        (Value::Array(items), _) => items.iter().for_each(|item| down(item, step, found)),
-        (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_), _) => {}
-    }
-}
-
-/// The texts in `value`: itself, those of a list, the name of an object.
-pub(super) fn texts(value: &Value, found: &mut Vec<String>) {
-    if found.len() >= VALUES_MAX {
-        return;
-    }
-    match value {
-        Value::Null => {}
-        Value::Bool(flag) => found.push(flag.to_string()),
-        Value::Number(number) => {
-            let text = number.to_string();
-            found.push(text.strip_suffix(".0").map_or(text.clone(), str::to_owned));
-        }
-        Value::String(text) => found.push(text.clone()),
-        Value::Array(items) => items.iter().for_each(|item| texts(item, found)),
-        Value::Object(object) => {
-            if let Some(value) =
-                ["@value", "name", "url", "contentUrl"].iter().find_map(|key| object.get(*key))
-            {
-                texts(value, found);
-            }
-        }
-    }
 }
 
 fn is_type(object: &Map<String, Value>, wanted: impl Fn(&str) -> bool) -> bool {
@@ -115,7 +48,7 @@ fn is_product(name: &str) -> bool {
 }
 
 /// The product that the page is about: not one that it recommends.
-pub(super) fn product(blocks: &[Value]) -> Option<&Value> {
+pub(crate) fn product(blocks: &[Value]) -> Option<&Value> {
     let mut products = Vec::new();
     for block in blocks {
         collect(block, false, &mut products);
@@ -156,7 +89,7 @@ fn collect<'v>(value: &'v Value, is_related: bool, products: &mut Vec<(&'v Value
 }
 
 /// All objects of a type, in the order of the page.
-pub(super) fn of_type<'v>(blocks: &'v [Value], kind: &str) -> Vec<&'v Value> {
+pub(crate) fn of_type<'v>(blocks: &'v [Value], kind: &str) -> Vec<&'v Value> {
     fn walk<'v>(value: &'v Value, kind: &str, found: &mut Vec<&'v Value>) {
         if found.len() >= VALUES_MAX {
             return;
@@ -178,10 +111,10 @@ pub(super) fn of_type<'v>(blocks: &'v [Value], kind: &str) -> Vec<&'v Value> {
 }
 
 /// The names that shops write barcodes under; `ean` is no word of schema.org but common.
-pub(super) const GTINS: [&str; 6] = ["gtin", "gtin8", "gtin12", "gtin13", "gtin14", "ean"];
+pub(crate) const GTINS: [&str; 6] = ["gtin", "gtin8", "gtin12", "gtin13", "gtin14", "ean"];
 
 /// The barcodes of a product: its own, its variants', its offers'.
-pub(super) fn gtins(product: &Value, found: &mut Vec<Gtin>) {
+pub(crate) fn gtins(product: &Value, found: &mut Vec<Gtin>) {
     let Value::Object(object) = product else {
         if let Value::Array(items) = product {
             items.iter().for_each(|item| gtins(item, found));
@@ -214,7 +147,7 @@ pub(super) fn gtins(product: &Value, found: &mut Vec<Gtin>) {
 
 /// The barcode in a text such as "EAN : 3701129820322". One number of 8 digits in ten looks like a GTIN-8, so longer
 /// ones are preferred.
-pub(super) fn gtin_in(text: &str) -> Option<Gtin> {
+pub(crate) fn gtin_in(text: &str) -> Option<Gtin> {
     Gtin::parse(text).ok().or_else(|| {
         let runs = || text.split(|c: char| !c.is_ascii_digit()).filter_map(|run| Gtin::parse(run).ok());
         runs().find(|gtin| gtin.as_str().len() > 8).or_else(|| runs().next())
@@ -224,27 +157,6 @@ pub(super) fn gtin_in(text: &str) -> Option<Gtin> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn found(json: &str, path: &str) -> Vec<String> {
-        let value: Value = serde_json::from_str(json).unwrap();
-        let mut found = Vec::new();
-        for value in at(&value, &JsonPath::parse(path).unwrap()) {
-            texts(value, &mut found);
-        }
-        found
-    }
-
-    #[test]
-    fn paths_go_down_through_lists_and_unknown_names() {
-        assert_eq!(found(r#"{"offers": [{"price": 1.5}, {"price": "2"}]}"#, "offers.price"), ["1.5", "2"]);
-        assert_eq!(found(r#"{"offers": [{"price": 1.5}, {"price": "2"}]}"#, "offers.1.price"), ["2"]);
-        let shop = r#"{"length": 2, "variant_9": {"href": "/b"}, "variant_1": {"href": "/a"}, "other": {"href": "/c"}}"#;
-        assert_eq!(found(shop, "variant_*.href"), ["/b", "/a"]);
-        assert_eq!(found(shop, "*.href"), ["/b", "/a", "/c"]);
-        assert_eq!(found(r#"{"results": [{"link": "a"}, {"link": null}, 3]}"#, "results.*.link"), ["a"]);
-        assert!(found("[[[1]]]", "a.b").is_empty());
-        assert_eq!(found(r#"{"brand": {"@type": "Brand", "name": "X"}, "n": 2.0}"#, "brand"), ["X"]);
-    }
 
     #[test]
     fn the_product_is_not_one_that_is_recommended() {

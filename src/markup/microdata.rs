@@ -5,17 +5,16 @@
 
 use scraper::ElementRef;
 
-use super::RecipeError;
 use super::document::{Breaks, Document, attribute};
-use super::extract::VALUE_BYTES_MAX;
-use super::structured::{GTINS, RELATED, gtin_in};
+use super::json_ld::{GTINS, RELATED, gtin_in};
+use super::{Unreadable, VALUE_BYTES_MAX};
 use crate::model::Gtin;
 
 /// Barcodes of one page; a long list of results has fewer.
 const GTINS_MAX: usize = 200;
 
 /// What a page says in microdata about its own product.
-pub(super) struct Microdata<'d> {
+pub(crate) struct Microdata<'d> {
     /// Elements with `itemprop`.
     pub properties: Vec<ElementRef<'d>>,
     /// Those that hold a barcode. Where the page does not tell which product is its own, they are those of all but the
@@ -24,10 +23,10 @@ pub(super) struct Microdata<'d> {
 }
 
 /// Reads a whole page, whose elements these are.
-pub(super) fn of_page<'d>(
+pub(crate) fn of_page<'d>(
     document: &'d Document<'d>,
     elements: &[ElementRef<'d>],
-) -> Result<Microdata<'d>, RecipeError> {
+) -> Result<Microdata<'d>, Unreadable> {
     let products = document.find(elements, usize::MAX, is_product)?;
     let (mut own, mut outermost) = (Vec::new(), Vec::new());
     for product in &products {
@@ -59,10 +58,10 @@ pub(super) fn of_page<'d>(
 }
 
 /// The elements with `itemprop` of one item of a page, in its product if it has one.
-pub(super) fn of_item<'d>(
+pub(crate) fn of_item<'d>(
     document: &'d Document<'d>,
     elements: &[ElementRef<'d>],
-) -> Result<Vec<ElementRef<'d>>, RecipeError> {
+) -> Result<Vec<ElementRef<'d>>, Unreadable> {
     let is_property = |element| attribute(element, "itemprop").is_some();
     match document.find(elements, 1, is_product)?.first() {
         Some(product) => document.find(&document.elements(**product)?, usize::MAX, is_property),
@@ -71,7 +70,7 @@ pub(super) fn of_item<'d>(
 }
 
 /// The value of a microdata property.
-pub(super) fn value(document: &Document<'_>, element: ElementRef<'_>) -> Result<String, RecipeError> {
+pub(crate) fn value(document: &Document<'_>, element: ElementRef<'_>) -> Result<String, Unreadable> {
     let attr = match element.value().name() {
         "data" | "meter" => Some("value"),
         "time" => Some("datetime"),
@@ -89,7 +88,7 @@ pub(super) fn value(document: &Document<'_>, element: ElementRef<'_>) -> Result<
 }
 
 /// What an element says to a reader, or holds for a form.
-pub(super) fn element_text(document: &Document<'_>, element: ElementRef<'_>) -> Result<String, RecipeError> {
+pub(crate) fn element_text(document: &Document<'_>, element: ElementRef<'_>) -> Result<String, Unreadable> {
     match element.value().name() {
         "meta" => Ok(element.attr("content").unwrap_or_default().to_owned()),
         "input" => Ok(element.attr("value").unwrap_or_default().to_owned()),
@@ -98,11 +97,11 @@ pub(super) fn element_text(document: &Document<'_>, element: ElementRef<'_>) -> 
 }
 
 /// Whether `itemprop` has this name among its names.
-pub(super) fn is_named(element: ElementRef<'_>, wanted: impl Fn(&str) -> bool) -> bool {
+pub(crate) fn is_named(element: ElementRef<'_>, wanted: impl Fn(&str) -> bool) -> bool {
     attribute(element, "itemprop").unwrap_or_default().split_ascii_whitespace().any(wanted)
 }
 
-pub(super) fn is_gtin(element: ElementRef<'_>) -> bool {
+pub(crate) fn is_gtin(element: ElementRef<'_>) -> bool {
     is_named(element, |name| GTINS.contains(&name))
 }
 
@@ -123,7 +122,7 @@ struct Place<'d> {
 }
 
 impl<'d> Place<'d> {
-    fn of(document: &Document<'_>, element: ElementRef<'d>) -> Result<Self, RecipeError> {
+    fn of(document: &Document<'_>, element: ElementRef<'d>) -> Result<Self, Unreadable> {
         let mut place = Self { product: None, is_related: false };
         for above in element.ancestors().filter_map(ElementRef::wrap) {
             document.clock.step()?;
@@ -142,7 +141,7 @@ fn with_heading<'d>(
     document: &Document<'_>,
     elements: &[ElementRef<'d>],
     products: &[ElementRef<'d>],
-) -> Result<Option<ElementRef<'d>>, RecipeError> {
+) -> Result<Option<ElementRef<'d>>, Unreadable> {
     let mut main = None;
     for heading in document.find(elements, usize::MAX, |element| element.value().name() == "h1")? {
         let inside = Place::of(document, heading)?.product.filter(|product| products.contains(product));
